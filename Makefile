@@ -1,0 +1,27 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install eval test check
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+eval: install
+	$(BIN)/coremat eval
+
+# mypy does not follow the import hook of an editable install: the links lay the packages out as a wheel would.
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/typed/coremat
+	ln -sfn $(addprefix $(CURDIR)/,$(wildcard coremat/*) cli tasks results) $(VENV)/typed/coremat/
+	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package coremat
+
+test: check
+	$(BIN)/pytest

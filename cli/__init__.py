@@ -1,0 +1,1 @@
+"""The `coremat` command: parse, call the library, print. One short file per command; heavy imports inside functions."""

@@ -1,0 +1,61 @@
+"""How coremat speaks: results on standard output, everything else on standard error."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from coremat.tasks.runner import Step
+
+NARROWEST = 120  # columns that a table gets where there is no terminal to ask
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    there = Console(stderr=stderr)
+    return there if there.is_terminal else Console(stderr=stderr, width=max(NARROWEST, there.width))
+
+
+def show(what: "RenderableType") -> None:
+    """A result."""
+    _console().print(what)
+
+
+def say(text: str) -> None:
+    """A remark, beside the result."""
+    _console(stderr=True).print(text, highlight=False, markup=False)
+
+
+def fail(text: str) -> None:
+    """The one red line of an error."""
+    from rich.text import Text
+
+    _console(stderr=True).print(Text(f"error: {text}", style="red"), soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[["Step"], None]]:
+    """One bar over all answers of a run, with the time that is left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(stderr=True)) as bar:
+        line = bar.add_task("loading tasks", total=None)
+        yield lambda step: bar.update(line, total=step.total, description=step.description, advance=step.advance)

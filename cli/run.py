@@ -1,0 +1,58 @@
+"""`coremat run`: one question about one image, and what was kept to answer it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coremat.cli import console
+from coremat.cli.evaluate import BUNDLED_MODEL
+from coremat.cli.options import Device, Dtype, Model, Seed
+
+if TYPE_CHECKING:
+    from coremat.inference import Answer
+
+
+def run(
+    image: Annotated[str, typer.Argument(help="An image file.")],
+    question: Annotated[str, typer.Argument(help="The question about it.")],
+    model: Model = BUNDLED_MODEL,
+    method: Annotated[str, typer.Option(help="A method, with options: core-tokens:tokens=36.")] = "corematching",
+    overlay: Annotated[Path | None, typer.Option(help="Save the image with the dropped tokens dimmed.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Answer one question and say what was kept."""
+    from coremat.inference import answer, open_image
+    from coremat.loading import load
+    from coremat.methods import parse_method
+
+    parse_method(method)
+    picture = open_image(image)
+    loaded = load(model, device, dtype)
+    config = parse_method(method, prune_layer=loaded.prune_layer, seed=seed)
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    [reply] = answer(loaded, config, [[{"role": "user", "content": content}]], generation)
+    print(reply.text)
+    for line in _kept(reply, method):
+        console.say(line)
+    if overlay is not None:
+        from coremat.overlay import save_overlay
+
+        save_overlay(loaded, picture, reply.stats.kept, overlay)
+        console.say(f"overlay: {overlay}")
+
+
+def _kept(reply: "Answer", method: str) -> list[str]:
+    stats, decode = reply.stats, reply.decode_seconds_per_token
+    layers = stats.neurons_kept
+    step = "" if decode is None else f", decode {decode * 1000:.1f} ms per token"
+    return [
+        f"{method}: {stats.image_tokens_kept} of {stats.image_tokens} image tokens, "
+        f"{sum(layers) / len(layers):.0f} of {stats.neurons} neurons per layer kept",
+        f"prefill {reply.prefill_seconds * 1000:.1f} ms (selection {stats.selection_seconds * 1000:.1f} ms){step}, "
+        f"KV cache {stats.kv_bytes / 2**20:.3g} MiB after {stats.prompt_tokens} prompt tokens",
+    ]

@@ -1,0 +1,87 @@
+"""What to prune and how: one frozen, validated value. Token-only, neuron-only and every ablation are values of it."""
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+from coremat.errors import ConfigError
+
+TOKEN_SCORES = ("core-neurons", "attention", "projection", "random", "fewest-core-neurons")
+NEURON_CHOICES = ("core", "random", "all")
+VOTERS = ("all", "text", "last")
+KNEES = ("unsigned", "signed")
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; accepted: {', '.join(known)}.")
+
+
+def _share(name: str, value: object, least: float = 0.0) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least < value <= 1:
+        raise ConfigError(f"{name} is {value!r}; accepted: a number above {least:g} and up to 1.")
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """One method of pruning, with the paper's defaults.
+
+    tokens: "knee" (the paper: as many as lie above the knee of the scores), "all" (no token is dropped),
+        an int (that many image tokens per sequence) or a float in (0, 1] (that share of them).
+    token_score: what ranks image tokens. "core-neurons" (eq. 5), "attention" (of the last prompt token, mean over
+        heads), "projection" (eq. 8), "random", "fewest-core-neurons" (the paper's turned round). The last two take
+        their count, where a knee is asked for, from the knee of the core-neuron counts.
+    neurons: "core" (eq. 2 to 4), "random" (as many, drawn per sample and layer) or "all" (dense decoding).
+    alpha: share of a token's positive neurons that it votes for (eq. 2). beta: share of neurons kept (eq. 3).
+    prune_layer: number of decoder layers that see every token.
+    voters: the tokens that vote for core neurons: "all" (the paper), "text" or "last" (the last prompt token).
+    knee: "unsigned" (the paper and its release: farthest from the chord on either side) or "signed" (below it only).
+    neurons_in_prefill: from `prune_layer` on, let the prefill too go through the core neurons only.
+    seed: of random scores and random neurons.
+    """
+
+    tokens: str | int | float = "knee"
+    token_score: str = "core-neurons"
+    neurons: str = "core"
+    alpha: float = 0.2
+    beta: float = 0.4
+    prune_layer: int = 2
+    voters: str = "all"
+    knee: str = "unsigned"
+    neurons_in_prefill: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_tokens()
+        _one_of("token_score", self.token_score, TOKEN_SCORES)
+        _one_of("neurons", self.neurons, NEURON_CHOICES)
+        _one_of("voters", self.voters, VOTERS)
+        _one_of("knee", self.knee, KNEES)
+        _share("alpha", self.alpha)
+        _share("beta", self.beta)
+        if not isinstance(self.prune_layer, int) or self.prune_layer < 1:
+            raise ConfigError(f"prune_layer is {self.prune_layer!r}; accepted: a whole number of layers, at least 1.")
+
+    def _check_tokens(self) -> None:
+        tokens = self.tokens
+        if isinstance(tokens, str):
+            _one_of("tokens", tokens, ("knee", "all", "a count such as 64", "a share such as 0.25"))
+        elif isinstance(tokens, float):
+            _share("tokens", tokens)
+        elif isinstance(tokens, bool) or tokens < 1:
+            raise ConfigError(f"tokens is {tokens!r}; accepted: knee, all, a count of at least 1, a share in (0, 1].")
+
+    @property
+    def prunes_tokens(self) -> bool:
+        return self.tokens != "all"
+
+    @property
+    def prunes_neurons(self) -> bool:
+        return self.neurons != "all"
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def as_fraction(share: float) -> Fraction:
+    """The decimal that was written (0.3, not the nearest double), so that ceilings and floors of it are exact."""
+    return Fraction(repr(float(share))).limit_denominator(10**6)

@@ -1,0 +1,52 @@
+"""Core neurons: which FFN neurons matter for one sentence (paper section 2.1, eq. 2 to 4).
+
+Pure functions on A, the input of `down_proj`: A_i[n] > 0 means that token i activates neuron n.
+Ties always go to the lower neuron index, so that every device selects the same set.
+"""
+
+import torch
+
+from coremat.config import as_fraction
+
+
+def core_count(neurons: int, beta: float) -> int:
+    """m = floor(beta * F), at least 1: how many neurons of a layer are core (eq. 3)."""
+    return max(1, int(as_fraction(beta) * neurons))
+
+
+def token_core_neurons(activations: torch.Tensor, alpha: float) -> torch.Tensor:
+    """C_alpha(x_i): the ceil(alpha * |Gamma(x_i)|) most active of each token's positive neurons (eq. 2).
+
+    activations: [..., F]. Returns bool [..., F].
+    """
+    share = as_fraction(alpha)
+    positive = (activations > 0).sum(-1, keepdim=True)
+    wanted = (positive * share.numerator + share.denominator - 1) // share.denominator
+    # The wanted-th largest value is the same whichever way topk orders equal ones.
+    cut = activations.topk(max(1, int(wanted.max())), dim=-1).values.gather(-1, (wanted - 1).clamp(min=0))
+    above = (activations > cut) & (wanted > 0)
+    equal = (activations == cut) & (wanted > 0)
+    room = wanted - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1) <= room))
+
+
+def votes(activations: torch.Tensor, alpha: float, voters: torch.Tensor) -> torch.Tensor:
+    """f(n): how many voting tokens have neuron n among their own core (eq. 4).
+
+    activations: [B, T, F]; voters: bool [B, T], False for padding and for whoever has no say. Returns int64 [B, F].
+    """
+    return (token_core_neurons(activations, alpha) & voters[..., None]).sum(1)
+
+
+def core_neurons(counts: torch.Tensor, beta: float) -> torch.Tensor:
+    """C: the m neurons with the most votes (eq. 3). counts: int64 [B, F]. Returns int64 [B, m], ascending."""
+    size = counts.shape[-1]
+    # One integer per neuron, votes first and the lower index above: no two are equal, so topk has no ties to break.
+    key = counts * size + torch.arange(size - 1, -1, -1, device=counts.device)
+    return key.topk(core_count(size, beta), dim=-1).indices.sort(-1).values
+
+
+def membership(chosen: torch.Tensor, size: int) -> torch.Tensor:
+    """bool [B, F] of index lists [B, m]."""
+    member = torch.zeros(chosen.shape[0], size, dtype=torch.bool, device=chosen.device)
+    return member.scatter_(1, chosen, True)

@@ -1,0 +1,120 @@
+"""One batch of conversations in, answers with their times and figures out: what eval and run both stand on."""
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from coremat.config import SparsityConfig
+from coremat.errors import DataError
+from coremat.loading import LoadedModel
+from coremat.patch import apply
+from coremat.prompt import SequenceStats
+
+Conversation = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: what was answered, stripped; new_tokens: with the end token; the times are the batch's over its rows
+    (prefill with the vision tower; decode per step, None if there was one token only)."""
+
+    text: str
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds_per_token: float | None
+    stats: SequenceStats
+
+
+class _Ticks(LogitsProcessor):
+    """Changes nothing; notes when the scores of each new token were there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.times = device, list[float]()
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.perf_counter())
+        return scores
+
+
+def answer(
+    loaded: LoadedModel,
+    config: SparsityConfig,
+    conversations: Sequence[Conversation],
+    generation: dict[str, Any],
+    sample_seeds: Sequence[int] | None = None,
+) -> list[Answer]:
+    """Answer one batch.
+
+    conversations: chat messages with images inside ({"type": "image", "image": PIL}); generation: arguments of HF
+    `generate`, and `until`, strings that end an answer and are cut off; it is not changed.
+    """
+    options = deepcopy(generation)
+    until = options.pop("until", None) or []
+    inputs = prepare(loaded, conversations)
+    ticks = _Ticks(loaded.model.device)
+    with torch.inference_mode(), apply(loaded.model, config) as session:
+        session.sample_seeds = sample_seeds
+        started = time.perf_counter()
+        output = loaded.model.generate(
+            **inputs, **options, logits_processor=LogitsProcessorList([ticks]), return_dict_in_generate=True
+        )
+        stats = session.stats[:: max(1, int(options.get("num_beams", 1)))]
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    return _answers(loaded, new, until, [started, *ticks.times], stats)
+
+
+def _answers(
+    loaded: LoadedModel, new: torch.Tensor, until: Sequence[str], times: list[float], stats: list[SequenceStats]
+) -> list[Answer]:
+    tokenizer, rows, steps = loaded.processor.tokenizer, len(new), len(times) - 2
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    lengths = (new != tokenizer.pad_token_id).sum(1).tolist()
+    prefill = (times[1] - times[0]) / rows
+    decode = (times[-1] - times[1]) / steps / rows if steps else None
+    return [
+        Answer(_cut(text, until).strip(), length, prefill, decode, row)
+        for text, length, row in zip(texts, lengths, stats, strict=True)
+    ]
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop, 1)[0]
+    return text
+
+
+def prepare(loaded: LoadedModel, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+    """Model inputs of one left-padded batch, on the model's device."""
+    processor = loaded.processor
+    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
+    images = [part["image"].convert("RGB") for part in _parts(conversations) if part["type"] == "image"]
+    batch = processor(images=images or None, text=texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    batch = batch.to(loaded.model.device)
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(loaded.model.dtype)
+    return dict(batch)
+
+
+def _parts(conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
+    messages = [message for conversation in conversations for message in conversation]
+    return [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+
+
+def open_image(path: str) -> Image.Image:
+    """The image at `path`, in RGB. Raises DataError where there is none."""
+    try:
+        return Image.open(path).convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"there is no image file {path!r}.") from error
+    except OSError as error:
+        raise DataError(
+            f"{path!r} is no image that can be read; accepted: PNG, JPEG and what else Pillow reads."
+        ) from error

@@ -1,0 +1,162 @@
+"""From what a user types (a known name, a hub id, a folder) to a model, its processor and its own defaults."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from coremat.errors import ConfigError, ModelError, UnknownNameError, UnsupportedError
+from coremat.models import ADAPTERS, adapter_for
+
+BUNDLED = "shapes-llava"
+PRUNE_LAYER = 2  # the paper's K; a model's own config may say otherwise
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A name that users type. `checkpoint`: a hub id, or None for the model that ships with coremat."""
+
+    name: str
+    checkpoint: str | None
+    summary: str
+
+    @property
+    def source(self) -> str:
+        return self.checkpoint or str(bundled_folder())
+
+
+KNOWN_MODELS = {
+    model.name: model
+    for model in (
+        KnownModel(BUNDLED, None, "2 M parameters, 144 image tokens, ships with coremat"),
+        KnownModel("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "7.1 B parameters, 576 image tokens"),
+        KnownModel("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "13.4 B parameters, 576 image tokens"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer. `fingerprint` changes with its weights; `prune_layer` is its own default."""
+
+    name: str
+    model: Any
+    processor: Any
+    fingerprint: str
+    prune_layer: int
+    device: str
+    dtype: str
+
+
+def bundled_folder() -> Path:
+    return Path(str(resources.files("coremat.bundled_model")))
+
+
+def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load a known name, a folder or a hub id. Raises UnknownNameError, ModelError, UnsupportedError or ConfigError."""
+    source = _source(name_or_path)
+    place, kind = pick_device(device), pick_dtype(dtype)
+    config = _config(source)
+    if config.model_type not in ADAPTERS:
+        raise UnsupportedError(
+            f"{name_or_path!r} is of model type {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}."
+        )
+    model = _model(source, place, kind)
+    adapter_for(model)  # refuses an unexpected shape now rather than in the first batch
+    return LoadedModel(
+        name=name_or_path,
+        model=model,
+        processor=_processor(source),
+        fingerprint=_fingerprint(model),
+        prune_layer=int(getattr(config, "coremat_prune_layer", PRUNE_LAYER)),
+        device=place,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _source(name: str) -> str:
+    """Where from_pretrained should look. A single word that is no folder must be a known name."""
+    if name in KNOWN_MODELS:
+        return KNOWN_MODELS[name].source
+    if Path(name).is_dir():
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    if "/" in name or name.startswith((".", "~")):
+        raise ModelError(f"there is no model folder {name!r}; accepted: a known name, a folder with a model, a hub id.")
+    raise UnknownNameError("model", name, KNOWN_MODELS)
+
+
+def pick_device(device: str) -> str:
+    if device not in DEVICES:
+        raise ConfigError(f"device is {device!r}; accepted: {', '.join(DEVICES)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch sees no CUDA device here; accepted: auto, cpu.")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def pick_dtype(dtype: str) -> torch.dtype | str:
+    """ "auto" is float32 on a small model's account: `_model` decides when it knows the device and the checkpoint."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
+    return DTYPES.get(dtype, "auto")
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source!r} cannot be loaded as a model: {_first_line(error)}") from error
+
+
+def _model(source: str, device: str, dtype: torch.dtype | str) -> nn.Module:
+    from transformers import AutoModelForImageTextToText
+
+    if dtype == "auto" and device == "cpu":
+        dtype = torch.float32  # 16-bit weights are slow or inexact on many CPUs
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{source!r} cannot be loaded as a model: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{source!r} lacks {len(missing)} weights of its architecture, the first is {missing[0]!r}.")
+    return model.to(device).eval()
+
+
+def _processor(source: str) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source!r} has no usable processor: {_first_line(error)}") from error
+    if not hasattr(processor, "tokenizer"):
+        raise ModelError(f"{source!r} has no usable processor: it holds a {type(processor).__name__} only.")
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of names, shapes and a sample of every weight: cheap for 7 billion parameters, and different after training."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)][:64].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]

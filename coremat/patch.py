@@ -1,0 +1,259 @@
+"""`with coremat.apply(model, config) as session:` makes a Hugging Face model sparse, and dense again on the way out.
+
+All of it is hooks on the unmodified model; weights are never touched. While a prompt is read (the KV cache is
+empty), the input of each `down_proj` gives the votes for core neurons; at layer `prune_layer - 1` it gives the core
+tokens, and from the next layer on only they and the text go further. When the prompt has been read, the first layers'
+cache is cut to the same columns. While decoding, each FFN multiplies with its core rows only.
+"""
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from coremat.config import SparsityConfig
+from coremat.core_neurons import core_neurons, membership, votes
+from coremat.core_tokens import core_neuron_counts
+from coremat.errors import ConfigError, UnsupportedError
+from coremat.masks import backend_of, decode_mask, narrow_prefill
+from coremat.models import Adapter, adapter_for
+from coremat.projection import attention_row, attention_scores, projection_values
+from coremat.prompt import Columns, Prompt, SequenceStats
+from coremat.selection import keep_tokens, random_neurons, sample_seeds, voting
+from coremat.short_cache import check_cache, shorten, take
+from coremat.sparse_ffn import CoreFFN
+
+_patched: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+@contextmanager
+def apply(model: nn.Module, config: SparsityConfig | None = None) -> Iterator["Session"]:
+    """Run `model` sparsely inside the block. Yields the `Session`, whose `stats` describe the last prompt.
+
+    Raises UnsupportedError for a model without an adapter, ConfigError for a layer it has not or a model in use.
+    """
+    session = Session(adapter_for(model), config or SparsityConfig())
+    if model in _patched:
+        raise ConfigError(f"this {type(model).__name__} is already inside coremat.apply; leave that block first.")
+    with ExitStack() as undo:
+        _patched.add(model)
+        undo.callback(_patched.discard, model)
+        session._install(undo)
+        yield session
+
+
+class Session:
+    """One model made sparse. `sample_seeds` (one int per sequence) replaces the seeds of random choices if given."""
+
+    def __init__(self, adapter: Adapter, config: SparsityConfig) -> None:
+        self.adapter, self.config = adapter, config
+        self.layers = list(adapter.layers)
+        if config.prunes_tokens and config.prune_layer >= len(self.layers):
+            raise ConfigError(
+                f"prune_layer is {config.prune_layer}; accepted for this model of {len(self.layers)} decoder layers: "
+                f"1 to {len(self.layers) - 1}."
+            )
+        self.sample_seeds: Sequence[int] | None = None
+        self._ffn = [CoreFFN(adapter.ffn(layer)) for layer in self.layers] if config.prunes_neurons else []
+        self._signature = inspect.signature(adapter.model.forward)
+        self._prompt: Prompt | None = None
+        self._prefill = False
+        self._cache: Any = None
+        self._query: torch.Tensor | None = None
+
+    @property
+    def stats(self) -> list[SequenceStats]:
+        """One entry per sequence of the last prefill (with beams: per beam); empty before the first."""
+        if self._prompt is None:
+            return []
+        full = self.config.prune_layer if self._prompt.columns else len(self.layers)
+        return self._prompt.stats(self.adapter.shape, len(self.layers), full)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory that holds the core rows."""
+        return sum(ffn.bytes for ffn in self._ffn)
+
+    # --- installing ---------------------------------------------------------------------------------------
+
+    def _install(self, undo: ExitStack) -> None:
+        config, adapter = self.config, self.adapter
+        add = undo.callback
+        add(adapter.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        add(adapter.decoder.register_forward_hook(self._end).remove)
+        for number, layer in enumerate(self.layers):
+            add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True).remove)
+            chooses = config.prunes_tokens and number == config.prune_layer - 1
+            if chooses and config.token_score in ("attention", "projection"):
+                add(layer.self_attn.register_forward_pre_hook(self._query_hook(layer), with_kwargs=True).remove)
+            if chooses or config.prunes_neurons:
+                down = adapter.ffn(layer).down_proj
+                add(down.register_forward_pre_hook(self._observer(number, chooses)).remove)
+            if config.prunes_neurons:
+                self._swap_forward(adapter.ffn(layer), self._ffn[number], undo)
+
+    def _swap_forward(self, mlp: nn.Module, sparse: CoreFFN, undo: ExitStack) -> None:
+        """Decode steps take the core rows; the prefill takes whatever forward was there."""
+        dense, own = mlp.forward, mlp.__dict__.get("forward")
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return dense(x) if self._prefill else sparse(x)
+
+        mlp.forward = forward
+        undo.callback(mlp.__dict__.pop, "forward") if own is None else undo.callback(setattr, mlp, "forward", own)
+
+    # --- a forward pass begins ------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        cache, ids = given.get("past_key_values"), given.get("input_ids")
+        check_cache(cache)
+        self._prefill = cache is None or cache.get_seq_length() == 0
+        if self._prefill:
+            self._cache = cache
+            self._prompt = self._read(ids, given)
+        else:
+            self._check_continuation(cache, ids)
+
+    def _read(self, ids: torch.Tensor | None, given: dict) -> Prompt:
+        if given.get("use_cache") is False:
+            raise UnsupportedError(
+                "use_cache is False; the choice of tokens and neurons lives with the cache: leave it on."
+            )
+        embeds, mask = given.get("inputs_embeds"), given.get("attention_mask")
+        if ids is None and self.config.prunes_tokens:
+            raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass both.")
+        like = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
+        if mask is not None and (mask.dim() != 2 or mask.shape[1] != like.shape[1]):
+            raise UnsupportedError(f"attention_mask has shape {tuple(mask.shape)}; accepted: {tuple(like.shape)}.")
+        valid = torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
+        visual = torch.full_like(valid, -1, dtype=torch.int64) if ids is None else self.adapter.visual_index(ids)
+        return Prompt(visual, valid, self._seeds(like, valid))
+
+    def _seeds(self, ids: torch.Tensor, valid: torch.Tensor) -> list[int]:
+        if "random" not in (self.config.token_score, self.config.neurons):
+            return []
+        if self.sample_seeds is None:
+            return sample_seeds(ids, valid)
+        beams, rest = divmod(len(ids), max(1, len(self.sample_seeds)))
+        if rest or not beams:
+            raise ConfigError(f"{len(self.sample_seeds)} sample_seeds for {len(ids)} sequences; accepted: one each.")
+        return [seed for seed in self.sample_seeds for _ in range(beams)]
+
+    def _check_continuation(self, cache: Any, ids: torch.Tensor | None) -> None:
+        if cache is not self._cache:
+            raise UnsupportedError(
+                "this KV cache is not of the prompt read last; read its prompt inside this block first."
+            )
+        if ids is not None and ids.shape[1] > 1 and (self.adapter.visual_index(ids) >= 0).any():
+            raise UnsupportedError("image tokens came after the prompt was read; give all images in the first prompt.")
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """After the prefill: cut the first layers' cache to the columns that the others have."""
+        prompt, cache = self._prompt, output.past_key_values
+        if not self._prefill or prompt is None:
+            return
+        check_cache(cache)
+        self._cache = cache
+        if prompt.columns is not None:
+            index = prompt.columns.index
+            shorten(cache, index, self.config.prune_layer, dropped=prompt.valid.shape[1] - index.shape[1])
+        tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        prompt.kv_bytes_per_column = sum(t.shape[1] * t.shape[3] * t.element_size() for t in tensors)
+
+    # --- inside the layers: the columns that are left ---------------------------------------------------------
+
+    def _layer_hook(self, number: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            columns = self._prompt.columns if self._prompt else None
+            if columns is None:
+                return None
+            if self._prefill:
+                return self._narrow(columns, args, kwargs) if number >= self.config.prune_layer else None
+            if not columns.ragged:
+                return None
+            new = args[0].shape[1]
+            width = kwargs["past_key_values"].layers[number].keys.shape[2] + new
+            return args, kwargs | {"attention_mask": decode_mask(columns.live, width, new, *self._attention)}
+
+        return hook
+
+    def _narrow(self, columns: Columns, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Prefill behind the pruning layer: hidden states, positions and mask of the columns that stay."""
+        index = columns.index
+        size = kwargs["position_embeddings"][0].shape[1]
+        hidden = args[0] if args[0].shape[1] == index.shape[1] else take(args[0], index, 1)
+        rotary = tuple(take(t, index, 1) for t in kwargs["position_embeddings"])
+        narrowed: dict[str, Any] = {"position_embeddings": rotary}
+        if kwargs.get("position_ids") is not None:
+            narrowed["position_ids"] = take(kwargs["position_ids"], index, 1)
+        mask = narrow_prefill(kwargs.get("attention_mask"), index, columns.live, size, *self._attention)
+        return (hidden, *args[1:]), kwargs | narrowed | {"attention_mask": mask}
+
+    @property
+    def _attention(self) -> tuple[str, torch.dtype]:
+        """The attention backend and the dtype of its masks."""
+        return backend_of(self.adapter.decoder.config._attn_implementation), self.adapter.model.dtype
+
+    # --- inside the layers: choosing --------------------------------------------------------------------------
+
+    def _query_hook(self, layer: nn.Module) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if self._prefill:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                self._query = self.adapter.last_query(layer, hidden, kwargs["position_embeddings"])
+                self._cache = kwargs["past_key_values"]
+
+        return hook
+
+    def _observer(self, number: int, chooses_tokens: bool) -> Callable:
+        """Sees A, the input of `down_proj`, in the prefill."""
+
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
+            prompt, activations = self._prompt, args[0].detach()
+            if not self._prefill or prompt is None:
+                return None
+            with prompt.selection.running(), torch.no_grad():
+                chosen = self._choose(prompt, number, activations, chooses_tokens)
+            if chosen is None:
+                return None
+            prompt.neurons[number] = chosen
+            with prompt.gathering.running():
+                self._ffn[number].gather(chosen)
+            if self.config.neurons_in_prefill and number >= self.config.prune_layer:
+                return (args[0] * membership(chosen, activations.shape[-1])[:, None],)
+            return None
+
+        return hook
+
+    def _choose(self, prompt: Prompt, number: int, activations: torch.Tensor, tokens: bool) -> torch.Tensor | None:
+        """Choose tokens, if this is the layer for it, and return this layer's neurons [B, m], if they are pruned."""
+        config, size = self.config, activations.shape[-1]
+        core = None
+        if tokens or config.neurons == "core":
+            valid, visual = prompt.there()
+            core = core_neurons(votes(activations, config.alpha, voting(config.voters, valid, visual)), config.beta)
+        if tokens and core is not None:
+            prompt.counts = core_neuron_counts(activations, membership(core, size))
+            scores = self._scores(prompt, prompt.counts, number)
+            prompt.narrow_to(keep_tokens(config, scores, prompt.counts, prompt.visual, prompt.valid, prompt.seeds))
+        if config.neurons == "random":
+            return random_neurons(config, prompt.seeds, number, size).to(activations.device)
+        return core if config.neurons == "core" else None
+
+    def _scores(self, prompt: Prompt, counts: torch.Tensor, number: int) -> torch.Tensor | None:
+        """[B, S], larger is kept first; None for random ones."""
+        name = self.config.token_score
+        if name in ("core-neurons", "fewest-core-neurons"):
+            return counts if name == "core-neurons" else -counts
+        if name == "random" or self._query is None:
+            return None
+        layer, cached = self.layers[number], self._cache.layers[number]
+        weights = attention_row(self._query, cached.keys, prompt.valid, self.adapter.scaling(layer))
+        if name == "attention":
+            return attention_scores(weights)
+        return projection_values(weights, cached.values, self.adapter.output_projection(layer))

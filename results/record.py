@@ -1,0 +1,210 @@
+"""The run record: what one evaluation measured, as `DIR/record.json`, and its answers in `DIR/samples.jsonl`.
+
+Other tools read both files, so the names in `Row` are fixed for `SCHEMA`: a field that is added or that
+changes its meaning raises it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas
+
+from coremat.errors import OutputError, RecordError
+
+SCHEMA = 1
+RECORD_FIELDS = ("schema", "kind", "model", "rows", "config", "environment")
+JSON_NAMES: Mapping[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+RECORD_FILE = "record.json"
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method on one task. `None`: not measured. Counts are means over samples, times are medians.
+
+    score, stderr, agreement_with_dense: per cent. image_tokens: seen, of which image_tokens_kept.
+    neurons: FFN neurons of a decoder layer, of which neurons_kept. kv_cache_mib: after prefill, all layers.
+    """
+
+    method: str
+    task: str
+    metric: str
+    score: float | None = None
+    stderr: float | None = None
+    samples: int
+    image_tokens: float | None = None
+    image_tokens_kept: float | None = None
+    neurons: float | None = None
+    neurons_kept: float | None = None
+    prefill_tflops: float | None = None
+    kv_cache_mib: float | None = None
+    prefill_ms: float | None = None
+    decode_ms_per_token: float | None = None
+    selection_ms: float | None = None
+    agreement_with_dense: float | None = None
+
+    def __post_init__(self) -> None:
+        """Plain numbers only; RecordError for a field of the wrong type."""
+        for name in TEXT_FIELDS:
+            if not isinstance(getattr(self, name), str):
+                raise RecordError(f"{name} is {getattr(self, name)!r}, and must be a text")
+        for name in NUMBER_FIELDS:
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if not isinstance(self.samples, int) or self.samples < 0:
+            raise RecordError(f"samples is {self.samples!r}, and must be a whole number from 0")
+
+
+ROW_FIELDS = tuple(one.name for one in fields(Row))
+TEXT_FIELDS = ("method", "task", "metric")
+NUMBER_FIELDS = tuple(name for name in ROW_FIELDS if name not in TEXT_FIELDS)
+
+
+def _number(name: str, value: Any) -> float | None:
+    """A plain int or float; a mean over nothing (NaN) or an infinity was not measured: None."""
+    value = value.item() if hasattr(value, "item") else value
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RecordError(f"{name} is {value!r}, and must be a number or null")
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one `coremat eval` measured: `rows`, under which `config`, in which `environment` (both plain JSON)."""
+
+    kind: ClassVar[str] = "eval"
+    model: str
+    rows: tuple[Row, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, where: str | os.PathLike[str]) -> "Record":
+        """The record in a file, or in the folder of a run. RecordError says what is wrong with it."""
+        path = record_path(where)
+        document = read_document(path, cls.kind)
+        model = _field(path, document, "model", str)
+        rows = _field(path, document, "rows", list)
+        return cls(
+            model=model,
+            rows=tuple(_read_row(path, number, row) for number, row in enumerate(rows, 1)),
+            config=_field(path, document, "config", dict),
+            environment=_field(path, document, "environment", dict),
+        )
+
+    def write(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
+        document = {"schema": SCHEMA, "kind": self.kind, "model": self.model}
+        document |= {"rows": [asdict(row) for row in self.rows]}
+        document |= {"config": dict(self.config), "environment": dict(self.environment)}
+        text = json.dumps(document, indent=1, default=str, allow_nan=False)
+        return write_text_atomic(Path(directory) / RECORD_FILE, text + "\n")
+
+
+def record_path(where: str | os.PathLike[str]) -> Path:
+    """The record file that is meant by itself or by its folder."""
+    path = Path(where)
+    return path / RECORD_FILE if path.is_dir() else path
+
+
+def read_document(path: Path, kind: str) -> dict[str, Any]:
+    """A record file as parsed JSON, once it is known to be a record of this `kind` and of a schema known here."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"cannot read the record {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path} is not a record: it is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise RecordError(f"{path} is not a record: it holds {_found(document)} where an object is needed")
+    schema = _field(path, document, "schema", int)
+    if schema != SCHEMA:
+        advice = ": update coremat" if schema > SCHEMA else ""
+        raise RecordError(f"{path} has schema {schema}, and this coremat reads schema {SCHEMA}{advice}")
+    found = _field(path, document, "kind", str)
+    if found != kind:
+        raise RecordError(f"{path} is a record of kind {found!r}, and one of kind {kind!r} is needed here")
+    return document
+
+
+def _field(path: Path, document: Mapping[str, Any], name: str, kind: type) -> Any:
+    if name not in document:
+        raise RecordError(f"{path} lacks the field {name!r}; a record has {', '.join(RECORD_FIELDS)}")
+    value = document[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RecordError(f"{path}: {name!r} is {_found(value)}, and must be {JSON_NAMES[kind]}")
+    return value
+
+
+def _found(value: Any) -> str:
+    """A JSON value as an error message shows it."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]} ..."
+
+
+def _read_row(path: Path, number: int, row: Any) -> Row:
+    """Keys that `Row` does not know are left out: they cannot change the meaning of those it does."""
+    if not isinstance(row, dict):
+        raise RecordError(f"{path}: row {number} is {_found(row)}, and must be an object")
+    missing = [name for name in ROW_FIELDS if name not in row]
+    if missing:
+        raise RecordError(f"{path}: row {number} lacks {', '.join(missing)}; null stands for what was not measured")
+    try:
+        return Row(**{name: row[name] for name in ROW_FIELDS})
+    except RecordError as error:
+        raise RecordError(f"{path}: row {number}: {error}") from error
+
+
+def read_samples(directory: str | os.PathLike[str]) -> pandas.DataFrame:
+    """The answers in `directory/samples.jsonl`, up to the last whole line: a killed run may have cut one short."""
+    path = Path(directory) / SAMPLES_FILE
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+    except OSError as error:
+        raise RecordError(f"cannot read the answers {path}: {error.strerror}") from error
+    lines = enumerate(whole.split(b"\n"), 1)
+    return pandas.DataFrame([_read_sample(path, number, line) for number, line in lines if line])
+
+
+def _read_sample(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        sample = json.loads(line)
+    except ValueError as error:
+        raise RecordError(f"{path}: line {number} is not JSON ({error})") from error
+    if not isinstance(sample, dict):
+        raise RecordError(f"{path}: line {number} is {_found(sample)}, and must be an object")
+    return sample
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
+    """`write_atomic` of text in UTF-8, with its line ends as they are."""
+    return write_atomic(path, text.encode())
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write a file whole or not at all, making its folder; return its path.
+
+    The data is on the disk under another name before it takes the place of an older file, so that a full
+    disk or a kill leaves that one as it was. OutputError names the path.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    return path

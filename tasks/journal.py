@@ -1,0 +1,151 @@
+"""The answers of a run, on the disk as they are made: `samples.jsonl` in the output folder, beside `run.json`.
+
+`run.json` says whose folder it is: the same run goes on in it, any other is refused. `samples.jsonl` gets one line
+per method, task and question; a batch is written, flushed and synced before the next one is computed, so that a
+killed run has lost one batch at most. Its last line may then be torn: it is cut off before anything is appended.
+
+A line carries the key of its answer, a hash of all that the answer depends on, and is served again under that key
+alone. What lmms-eval says only when a task is through, `scores` and `correct`, is null until then; `finish` writes
+the whole file anew, atomically, with these filled in and in the order of the run.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from coremat.errors import OutputError
+from coremat.results.record import RECORD_FILE, SAMPLES_FILE, write_text_atomic
+
+RUN_FILE = "run.json"
+
+Line = dict[str, Any]
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make `folder` this run's own, or find that it is already; OutputError if it is another run's.
+
+    A run that was stopped before its first answer holds no folder.
+    """
+    path = folder / RUN_FILE
+    mine = json.loads(json.dumps(identity))
+    taken = [name for name in (RECORD_FILE, SAMPLES_FILE) if _size(folder / name)]
+    if not taken:
+        write_text_atomic(path, json.dumps(mine, indent=1) + "\n")
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{folder} holds a {taken[0]} but no {RUN_FILE} to tell whose; give another folder"
+        ) from error
+    if found != mine:
+        _refuse(folder, found if isinstance(found, dict) else {}, mine)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _refuse(folder: Path, there: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    told = list(_differences(there, mine))
+    more = f"; and {len(told) - 2} more" if len(told) > 2 else ""
+    raise OutputError(
+        f"{folder} holds another run ({'; '.join(told[:2])}{more}); give another folder, or the same options to go on"
+    )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """In words, down to the field of a method."""
+    for name in dict.fromkeys((*here, *there)):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{of}{name}.")
+        elif old != new:
+            yield f"{of}{name}: {_short(old)} there, {_short(new)} here"
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, dict)) else str(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+class Journal:
+    """The answers on the disk under `folder`, and how to add to them. Close it, or use it in `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / SAMPLES_FILE
+        self.lines: dict[str, Line] = {}
+        with _telling(self.path):
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._end = self._read()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def _read(self) -> int:
+        """Take in the whole lines; cut off what follows them; where the next line goes."""
+        data = self.path.read_bytes()
+        end = 0
+        for line in data.splitlines(keepends=True):
+            if not line.endswith(b"\n") or not self._take(line):
+                break
+            end += len(line)
+        os.ftruncate(self._file, end)
+        return end
+
+    def _take(self, line: bytes) -> bool:
+        try:
+            entry = json.loads(line)
+            self.lines[entry["key"]] = entry
+        except (ValueError, KeyError, TypeError):
+            return False
+        return True
+
+    def append(self, lines: Iterable[Line]) -> None:
+        """Add these answers and wait until they are on the disk; all of them or none."""
+        new = list(lines)
+        data = "".join(_dump(line) for line in new).encode()
+        with _telling(self.path):
+            try:
+                self._write(data)
+            except OSError:
+                os.ftruncate(self._file, self._end)
+                raise
+        self._end += len(data)
+        self.lines.update({line["key"]: line for line in new})
+
+    def _write(self, data: bytes) -> None:
+        position = self._end
+        while data:
+            written = os.pwrite(self._file, data, position)
+            position, data = position + written, data[written:]
+        os.fsync(self._file)
+
+    def finish(self, lines: Iterable[Line]) -> None:
+        """Write these lines, complete, in the place of what was journalled."""
+        write_text_atomic(self.path, "".join(_dump(line) for line in lines))
+
+
+def _dump(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class _telling:
+    """Turn an OSError into the sentence that the user needs: what was written stays, and serves again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise OutputError(
+                f"cannot write {self.path}: {reason}; the answers written so far stay, and the same command goes on"
+            ) from error

@@ -1,0 +1,208 @@
+"""The commands as a user types them: what they print, what they write, and one sentence for bad input."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from coremat.cli import main as cli
+from coremat.loading import bundled_folder
+from coremat.tasks.shapes.generator import make_scene
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Exit code, standard output, standard error of `coremat ...`."""
+
+    def command(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["coremat", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    Image.fromarray(make_scene((7, 0)).pixels).save(path)
+    return path
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one sentence of a refusal."""
+    code, _, err = result
+    assert code == 2, err
+    assert "Traceback" not in err
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_eval_writes_a_record_and_prints_a_table(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, out, err = run("eval", "--tasks", "shapes", "--methods", "dense,corematching", "--limit", 6, "--output", folder)
+    assert code == 0, err
+    record = json.loads((folder / "record.json").read_text())
+    assert [(row["method"], row["metric"]) for row in record["rows"]][0] == ("dense", "accuracy")
+    assert {row["samples"] for row in record["rows"] if row["metric"] == "accuracy"} == {6}
+    sparse = next(row for row in record["rows"] if row["method"] == "corematching")
+    assert sparse["image_tokens"] == 144
+    assert sparse["image_tokens_kept"] < 144
+    assert sparse["neurons_kept"] == int(0.4 * sparse["neurons"])
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 12
+    assert {"table.md", "table.csv", "table.tex"} <= {path.name for path in folder.iterdir()}
+    assert "corematching" in out
+    assert str(folder) in err.replace("\n", "")
+
+
+def test_eval_takes_options_of_methods(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run("eval", "--tasks", "shapes", "--methods", "core-tokens:tokens=9", "--limit", 4, "--output", folder)
+    [row] = [r for r in json.loads((folder / "record.json").read_text())["rows"] if r["metric"] == "accuracy"]
+    assert row["image_tokens_kept"] == 9
+
+
+def test_run_answers_and_draws_what_was_kept(run: Run, picture: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "kept.png"
+    code, out, err = run("run", picture, "how many objects are there?", "--overlay", overlay)
+    assert code == 0
+    assert out.strip()
+    assert "of 144 image tokens" in err
+    assert Image.open(overlay).size == (384, 384)
+
+
+def test_the_overlay_dims_the_dropped_tokens_only(run: Run, tmp_path: Path) -> None:
+    white, overlay = tmp_path / "white.png", tmp_path / "kept.png"
+    Image.new("RGB", (96, 96), "white").save(white)
+    _, _, err = run("run", white, "is there a star?", "--method", "core-tokens:tokens=10", "--overlay", overlay)
+    assert "10 of 144 image tokens" in err
+    grey = Image.open(overlay).convert("L").resize((12, 12), Image.Resampling.NEAREST)
+    assert sorted(grey.tobytes()).count(255) == 10
+
+
+@pytest.mark.parametrize("what", ["models", "tasks", "methods"])
+def test_list(run: Run, what: str) -> None:
+    code, out, _ = run("list", what)
+    assert code == 0
+    assert {"models": "llava-1.5-7b", "tasks": "easyvqa", "methods": "corematching"}[what] in out
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_table_prints_each_table_of_the_paper(run: Run, number: int) -> None:
+    code, out, _ = run("table", number, "--format", "csv")
+    assert code == 0
+    assert "paper" in out
+
+
+def test_version(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert (code, out.strip()) == (0, cli.__version__)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--model", "llava-1.5-7", "did you mean 'llava-1.5-7b'"),
+        ("--tasks", "easyvqq", "did you mean 'easyvqa'"),
+        ("--methods", "corematchin", "did you mean 'corematching'"),
+        ("--methods", "corematching:bta=0.2", "did you mean 'beta'"),
+        ("--methods", "corematching:beta=1.5", "beta is 1.5"),
+        ("--methods", "corematching:prune_layer=6", "prune_layer is 6"),
+        ("--methods", "core-neurons:tokens=9", "tokens is 9"),
+        ("--limit", "-3", "--limit is '-3'"),
+        ("--device", "tpu", "device is 'tpu'"),
+        ("--dtype", "int3", "dtype is 'int3'"),
+        ("--model", "./nowhere", "no model folder './nowhere'"),
+    ],
+)
+def test_eval_refuses(run: Run, tmp_path: Path, option: str, value: str, said: str) -> None:
+    folder = tmp_path / "run"
+    assert said in refused(run("eval", option, value, "--output", folder))
+    assert not folder.exists()
+
+
+def copy_of_bundled(folder: Path) -> Path:
+    return shutil.copytree(bundled_folder(), folder, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+
+
+def test_a_folder_without_weights_is_refused(run: Run, tmp_path: Path, picture: Path) -> None:
+    folder = copy_of_bundled(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    assert "cannot be loaded as a model" in refused(run("run", picture, "what?", "--model", folder))
+
+
+def test_a_folder_with_a_vision_tower_only_is_refused(run: Run, tmp_path: Path, picture: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of_bundled(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    tower = {name: weight for name, weight in weights.items() if "vision_tower" in name}
+    assert 0 < len(tower) < len(weights)
+    save_file(tower, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks" in refused(run("run", picture, "what?", "--model", folder))
+
+
+def test_a_model_type_without_adapter_is_refused(run: Run, tmp_path: Path, picture: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    assert "'llama'; supported are llava" in refused(run("run", picture, "what?", "--model", folder))
+
+
+def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "text.png"
+    path.write_text("not an image")
+    assert "is no image that can be read" in refused(run("run", path, "what?"))
+    assert "there is no image file" in refused(run("run", tmp_path / "gone.png", "what?"))
+
+
+def test_a_record_of_a_newer_schema_is_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"schema": 2, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}}))
+    assert "schema" in refused(run("table", 2, "--record", path))
+
+
+def test_a_table_that_there_is_not_is_refused(run: Run) -> None:
+    assert "'9'" in refused(run("table", 9))
+
+
+def test_another_runs_folder_is_refused_and_kept(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run("eval", "--tasks", "shapes", "--methods", "dense", "--limit", 2, "--output", folder)
+    before = (folder / "record.json").read_bytes()
+    refused(run("eval", "--tasks", "shapes", "--methods", "corematching", "--limit", 2, "--output", folder))
+    assert (folder / "record.json").read_bytes() == before
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coremat import lmms_model
+
+    folder, calls, real = tmp_path / "run", [], lmms_model.answer
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return real(*args, **kwargs)
+
+    command = ("eval", "--tasks", "shapes", "--methods", "dense", "--limit", 8, "--batch-size", 2, "--output", folder)
+    monkeypatch.setattr(lmms_model, "answer", interrupted)
+    code, _, err = run(*command)
+    assert code == 130
+    assert f"--output {folder}" in err.replace("\n", "")
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 4
+    monkeypatch.setattr(lmms_model, "answer", real)
+    code, _, _ = run(*command)
+    assert code == 0
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 8

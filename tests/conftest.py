@@ -1,0 +1,63 @@
+"""Tiny models that all tests share, one thread, and the largest masking-equivalence error in the summary."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny import tiny_llava
+from transformers import LlavaForConditionalGeneration
+
+ERRORS = pytest.StashKey[dict[str, float]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ERRORS] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    errors = config.stash[ERRORS]
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        line = f"masking equivalence: {len(errors)} comparisons, largest logit error {errors[worst]:.1e} in {worst}"
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def errors(request: pytest.FixtureRequest) -> dict[str, float]:
+    """Largest logit error of each comparison, by name; the summary prints the largest of all."""
+    return request.config.stash[ERRORS]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they bring on models of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def model() -> LlavaForConditionalGeneration:
+    return tiny_llava()
+
+
+@pytest.fixture(scope="session")
+def eager_model() -> LlavaForConditionalGeneration:
+    return tiny_llava(attention="eager")
+
+
+@pytest.fixture(scope="session")
+def bias_model() -> LlavaForConditionalGeneration:
+    return tiny_llava(mlp_bias=True)
+
+
+@pytest.fixture(scope="session")
+def exact_model() -> LlavaForConditionalGeneration:
+    """float64: the rounding that padding brings is too small to move a choice."""
+    return tiny_llava(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def half_model() -> LlavaForConditionalGeneration:
+    return tiny_llava(dtype=torch.bfloat16)

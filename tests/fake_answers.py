@@ -1,0 +1,80 @@
+"""A model that answers at once: for tests in which the way of an answer matters and not what it is.
+
+Run as a script, `python fake_answers.py OUTPUT LIMIT`, it evaluates slowly, so that a test can kill it.
+"""
+
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import coremat.lmms_model
+from coremat.config import SparsityConfig
+from coremat.inference import Answer
+from coremat.loading import LoadedModel
+from coremat.prompt import SequenceStats
+
+FAKE = LoadedModel("fake", torch.nn.Identity(), None, "weights-0", 3, "cpu", "float32")
+METHODS = {"dense": SparsityConfig(tokens="all", neurons="all"), "corematching": SparsityConfig()}
+TASKS = ("easyvqa", "shapes")
+
+
+def question_of(conversation: list[dict[str, Any]]) -> str:
+    return conversation[-1]["content"][-1]["text"]
+
+
+def one_answer(config: SparsityConfig, conversation: list[dict[str, Any]]) -> Answer:
+    """The same for the same question, image and config, and one of three for different ones."""
+    image = next(part["image"] for part in conversation[-1]["content"] if part["type"] == "image")
+    number = zlib.crc32(repr((config, question_of(conversation))).encode() + image.tobytes())
+    kept = tuple(range(number % 30, 60))
+    sizes = {"prompt_tokens": 150, "image_tokens": 144, "image_tokens_kept": len(kept), "neurons": 352}
+    costs = {"kv_bytes": number % 4096, "prefill_flops": number, "selection_seconds": 0.001, "gather_seconds": 0.0}
+    stats = SequenceStats(**sizes, **costs, kept=kept, neurons_kept=(140, 141), knees_differ=None)
+    return Answer(("yes", "no", "red")[number % 3], 1 + number % 2, 0.01, (None, 0.002)[number % 2], stats)
+
+
+class FakeAnswer:
+    """In the place of `coremat.inference.answer`; remembers what it was asked.
+
+    `error` is raised once `fail_after` batches are answered.
+    """
+
+    def __init__(self, fail_after: int | None = None, error: BaseException | None = None, pause: float = 0) -> None:
+        self.asked: list[list[str]] = []
+        self.settings: list[dict[str, Any]] = []
+        self.seeds: list[Sequence[int] | None] = []
+        self.fail_after, self.error, self.pause = fail_after, error, pause
+
+    def __call__(
+        self,
+        loaded: LoadedModel,
+        config: SparsityConfig,
+        conversations: Sequence[list[dict[str, Any]]],
+        generation: dict[str, Any],
+        sample_seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        if self.error is not None and len(self.asked) == self.fail_after:
+            raise self.error
+        time.sleep(self.pause)
+        self.asked.append([question_of(one) for one in conversations])
+        self.settings.append(generation)
+        self.seeds.append(sample_seeds)
+        return [one_answer(config, one) for one in conversations]
+
+
+def install(put: Callable[[Any, str, Any], None], fake: FakeAnswer) -> FakeAnswer:
+    """`put` as `setattr` or monkeypatch.setattr."""
+    put(coremat.lmms_model, "answer", fake)
+    return fake
+
+
+if __name__ == "__main__":
+    from coremat.tasks.runner import evaluate
+
+    install(setattr, FakeAnswer(pause=0.2))
+    evaluate(FAKE, TASKS, METHODS, limit=int(sys.argv[2]), batch_size=4, output=Path(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""From journalled lines to a record's rows."""
+
+from typing import Any
+
+import pytest
+
+from coremat.results.statistics import standard_error
+from coremat.tasks.rows import MEANS, MEDIANS, Metric, find_metrics, make_rows
+
+
+def make_line(method: str, doc: int, answer: str, scores: dict[str, float], **values: Any) -> dict[str, Any]:
+    figures = dict.fromkeys((*MEANS, *MEDIANS), 1.0) | values
+    return {"method": method, "task": "t", "doc_id": doc, "answer": answer, "scores": scores, **figures}
+
+
+LINES = [
+    make_line("dense", 0, "a", {"accuracy": 1.0}, prefill_ms=1.0, image_tokens_kept=10),
+    make_line("dense", 1, "b", {"accuracy": 0.0, "f1": 0.5}, prefill_ms=2.0, image_tokens_kept=20),
+    make_line("dense", 2, "c", {"accuracy": 1.0, "f1": 1.0}, prefill_ms=9.0, image_tokens_kept=60),
+    make_line("core", 0, "a", {"accuracy": 1.0}, decode_ms_per_token=None),
+    make_line("core", 1, "x", {"accuracy": 0.0, "f1": 0.0}, decode_ms_per_token=4.0),
+    make_line("core", 2, "C", {"accuracy": 1.0, "f1": 1.0}, decode_ms_per_token=6.0),
+]
+
+
+def test_means_medians_errors_and_agreement() -> None:
+    dense, core = make_rows(LINES, [Metric(m, "t", "accuracy", 2 / 3, 100.0) for m in ("dense", "core")])
+    assert (dense.score, dense.samples) == (pytest.approx(200 / 3), 3)
+    assert dense.stderr == pytest.approx(100 * standard_error([1, 0, 1]))
+    assert (dense.image_tokens_kept, dense.prefill_ms) == (30, 2.0)
+    assert core.decode_ms_per_token == 5.0
+    assert (dense.agreement_with_dense, core.agreement_with_dense) == (100, pytest.approx(100 / 3))
+
+
+def test_a_metric_of_some_questions_counts_only_those() -> None:
+    (row,) = make_rows(LINES, [Metric("dense", "t", "f1", 0.75, 100.0)])
+    assert (row.samples, row.score, row.image_tokens_kept) == (2, 75, 40)
+
+
+def test_without_dense_there_is_no_agreement() -> None:
+    (row,) = make_rows(LINES[3:], [Metric("core", "t", "accuracy", 2 / 3, 100.0)])
+    assert row.agreement_with_dense is None
+
+
+def test_a_score_that_is_no_mean_has_no_error_of_a_mean() -> None:
+    (row,) = make_rows(LINES, [Metric("dense", "t", "accuracy", 0.9, 100.0)])
+    assert (row.score, row.stderr) == (90, None)
+
+
+def test_a_score_that_is_not_per_sample_is_of_all_samples() -> None:
+    (row,) = make_rows(LINES, [Metric("dense", "t", "perception", 1500.0, 1.0)])
+    assert (row.score, row.stderr, row.samples) == (1500, None, 3)
+
+
+def test_metrics_are_found_under_their_filters() -> None:
+    results = {
+        "alias": "t",
+        "exact_match,flexible-extract": 0.5,
+        "exact_match_stderr,flexible-extract": "N/A",
+        "points,none": 63.5,
+        "submission,none": None,
+        "other,none": [],
+    }
+    names = ("exact_match", "points", "submission", "other", "alias", "absent")
+    found = find_metrics("dense", "t", names, None, results)
+    assert found == [Metric("dense", "t", "exact_match", 0.5, 100.0), Metric("dense", "t", "points", 63.5, 1.0)]
+    assert find_metrics("dense", "t", ["points"], 10.0, results)[0].scale == 10.0
