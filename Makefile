@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install eval test check
+.PHONY: install eval test check reference
 
 install: $(VENV)/installed
 
@@ -25,3 +25,7 @@ check: install
 
 test: check
 	$(BIN)/pytest
+
+# The measured runs that README quotes; about 40 minutes on two cores.
+reference: install
+	$(BIN)/python -m coremat.tasks.reference --output results/reference

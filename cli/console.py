@@ -1,5 +1,6 @@
 """How coremat speaks: results on standard output, everything else on standard error."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ NARROWEST = 120  # columns that a table gets where there is no terminal to ask
 def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    there = Console(stderr=stderr)
-    return there if there.is_terminal else Console(stderr=stderr, width=max(NARROWEST, there.width))
+    # The stream itself, not a look-up at each draw: while lmms-eval runs, sys.stderr is its log file.
+    stream = sys.stderr if stderr else sys.stdout
+    there = Console(file=stream)
+    return there if there.is_terminal else Console(file=stream, width=max(NARROWEST, there.width))
 
 
 def show(what: "RenderableType") -> None:

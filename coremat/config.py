@@ -21,6 +21,11 @@ def _share(name: str, value: object, least: float = 0.0) -> None:
         raise ConfigError(f"{name} is {value!r}; accepted: a number above {least:g} and up to 1.")
 
 
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least {least}.")
+
+
 @dataclass(frozen=True)
 class SparsityConfig:
     """One method of pruning, with the paper's defaults.
@@ -58,8 +63,10 @@ class SparsityConfig:
         _one_of("knee", self.knee, KNEES)
         _share("alpha", self.alpha)
         _share("beta", self.beta)
-        if not isinstance(self.prune_layer, int) or self.prune_layer < 1:
-            raise ConfigError(f"prune_layer is {self.prune_layer!r}; accepted: a whole number of layers, at least 1.")
+        _whole("prune_layer", self.prune_layer, least=1)
+        _whole("seed", self.seed, least=0)
+        if not isinstance(self.neurons_in_prefill, bool):
+            raise ConfigError(f"neurons_in_prefill is {self.neurons_in_prefill!r}; accepted: true, false.")
 
     def _check_tokens(self) -> None:
         tokens = self.tokens
@@ -67,7 +74,7 @@ class SparsityConfig:
             _one_of("tokens", tokens, ("knee", "all", "a count such as 64", "a share such as 0.25"))
         elif isinstance(tokens, float):
             _share("tokens", tokens)
-        elif isinstance(tokens, bool) or tokens < 1:
+        elif not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise ConfigError(f"tokens is {tokens!r}; accepted: knee, all, a count of at least 1, a share in (0, 1].")
 
     @property
@@ -84,4 +91,4 @@ class SparsityConfig:
 
 def as_fraction(share: float) -> Fraction:
     """The decimal that was written (0.3, not the nearest double), so that ceilings and floors of it are exact."""
-    return Fraction(repr(float(share))).limit_denominator(10**6)
+    return Fraction(repr(float(share)))

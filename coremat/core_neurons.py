@@ -4,6 +4,9 @@ Pure functions on A, the input of `down_proj`: A_i[n] > 0 means that token i act
 Ties always go to the lower neuron index, so that every device selects the same set.
 """
 
+import math
+from functools import cache
+
 import torch
 
 from coremat.config import as_fraction
@@ -14,14 +17,20 @@ def core_count(neurons: int, beta: float) -> int:
     return max(1, int(as_fraction(beta) * neurons))
 
 
+@cache
+def _ceilings(most: int, alpha: float) -> torch.Tensor:
+    """ceil(alpha * n) for n = 0 .. most, exactly: a float32 product is wrong in hundreds of places."""
+    share = as_fraction(alpha)
+    return torch.tensor([math.ceil(share * n) for n in range(most + 1)])
+
+
 def token_core_neurons(activations: torch.Tensor, alpha: float) -> torch.Tensor:
     """C_alpha(x_i): the ceil(alpha * |Gamma(x_i)|) most active of each token's positive neurons (eq. 2).
 
     activations: [..., F]. Returns bool [..., F].
     """
-    share = as_fraction(alpha)
     positive = (activations > 0).sum(-1, keepdim=True)
-    wanted = (positive * share.numerator + share.denominator - 1) // share.denominator
+    wanted = _ceilings(activations.shape[-1], alpha).to(activations.device)[positive]
     # The wanted-th largest value is the same whichever way topk orders equal ones.
     cut = activations.topk(max(1, int(wanted.max())), dim=-1).values.gather(-1, (wanted - 1).clamp(min=0))
     above = (activations > cut) & (wanted > 0)

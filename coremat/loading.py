@@ -94,10 +94,11 @@ def _source(name: str) -> str:
 
 
 def pick_device(device: str) -> str:
-    if device not in DEVICES:
-        raise ConfigError(f"device is {device!r}; accepted: {', '.join(DEVICES)}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but torch sees no CUDA device here; accepted: auto, cpu.")
+    kind, _, number = device.partition(":")
+    if kind not in DEVICES or (number and not (kind == "cuda" and number.isdigit())):
+        raise ConfigError(f"device is {device!r}; accepted: {', '.join(DEVICES)}, cuda:0 and so on.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices here.")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

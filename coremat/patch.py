@@ -6,6 +6,7 @@ tokens, and from the next layer on only they and the text go further. When the p
 cache is cut to the same columns. While decoding, each FFN multiplies with its core rows only.
 """
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from coremat.selection import keep_tokens, random_neurons, sample_seeds, voting
 from coremat.short_cache import check_cache, shorten, take
 from coremat.sparse_ffn import CoreFFN
 
+NOT_IN_ONE_PASS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
 _patched: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
@@ -44,6 +46,13 @@ def apply(model: nn.Module, config: SparsityConfig | None = None) -> Iterator["S
         undo.callback(_patched.discard, model)
         session._install(undo)
         yield session
+
+
+def _replace(module: Any, name: str, method: Callable, undo: ExitStack) -> None:
+    """Put `method` on this one object, and what it had of its own (or nothing) back on the way out."""
+    own = module.__dict__.get(name)
+    setattr(module, name, method)
+    undo.callback(module.__dict__.pop, name) if own is None else undo.callback(setattr, module, name, own)
 
 
 class Session:
@@ -83,6 +92,7 @@ class Session:
     def _install(self, undo: ExitStack) -> None:
         config, adapter = self.config, self.adapter
         add = undo.callback
+        self._guard_generate(undo)
         add(adapter.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         add(adapter.decoder.register_forward_hook(self._end).remove)
         for number, layer in enumerate(self.layers):
@@ -96,20 +106,35 @@ class Session:
             if config.prunes_neurons:
                 self._swap_forward(adapter.ffn(layer), self._ffn[number], undo)
 
+    def _guard_generate(self, undo: ExitStack) -> None:
+        """Refuse, before anything runs, ways of generating that do not read the prompt, and it alone, in one pass."""
+        model = self.adapter.model
+        whole = model.generate
+
+        @functools.wraps(whole)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            config = kwargs.get("generation_config") or model.generation_config
+            for name in NOT_IN_ONE_PASS:
+                value = kwargs.get(name, getattr(config, name, None))
+                if value is not None:
+                    raise UnsupportedError(f"{name} is given; accepted: leave it out, the prompt is read in one pass.")
+            return whole(*args, **kwargs)
+
+        _replace(model, "generate", generate, undo)
+
     def _swap_forward(self, mlp: nn.Module, sparse: CoreFFN, undo: ExitStack) -> None:
         """Decode steps take the core rows; the prefill takes whatever forward was there."""
-        dense, own = mlp.forward, mlp.__dict__.get("forward")
+        dense = mlp.forward
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             return dense(x) if self._prefill else sparse(x)
 
-        mlp.forward = forward
-        undo.callback(mlp.__dict__.pop, "forward") if own is None else undo.callback(setattr, mlp, "forward", own)
+        _replace(mlp, "forward", forward, undo)
 
     # --- a forward pass begins ------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given = self._given(args, kwargs)
         cache, ids = given.get("past_key_values"), given.get("input_ids")
         check_cache(cache)
         self._prefill = cache is None or cache.get_seq_length() == 0
@@ -117,7 +142,12 @@ class Session:
             self._cache = cache
             self._prompt = self._read(ids, given)
         else:
-            self._check_continuation(cache, ids)
+            self._check_continuation(cache, given)
+
+    def _given(self, args: tuple, kwargs: dict) -> dict[str, Any]:
+        """The arguments of the model's forward by name, those that it takes by ** too."""
+        given = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        return given | given.pop("kwargs", {})
 
     def _read(self, ids: torch.Tensor | None, given: dict) -> Prompt:
         if given.get("use_cache") is False:
@@ -126,7 +156,7 @@ class Session:
             )
         embeds, mask = given.get("inputs_embeds"), given.get("attention_mask")
         if ids is None and self.config.prunes_tokens:
-            raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass both.")
+            raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass input_ids.")
         like = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         if mask is not None and (mask.dim() != 2 or mask.shape[1] != like.shape[1]):
             raise UnsupportedError(f"attention_mask has shape {tuple(mask.shape)}; accepted: {tuple(like.shape)}.")
@@ -139,18 +169,20 @@ class Session:
             return []
         if self.sample_seeds is None:
             return sample_seeds(ids, valid)
-        beams, rest = divmod(len(ids), max(1, len(self.sample_seeds)))
+        beams, rest = divmod(len(ids), len(self.sample_seeds) or len(ids) + 1)
         if rest or not beams:
             raise ConfigError(f"{len(self.sample_seeds)} sample_seeds for {len(ids)} sequences; accepted: one each.")
         return [seed for seed in self.sample_seeds for _ in range(beams)]
 
-    def _check_continuation(self, cache: Any, ids: torch.Tensor | None) -> None:
+    def _check_continuation(self, cache: Any, given: dict[str, Any]) -> None:
         if cache is not self._cache:
             raise UnsupportedError(
                 "this KV cache is not of the prompt read last; read its prompt inside this block first."
             )
-        if ids is not None and ids.shape[1] > 1 and (self.adapter.visual_index(ids) >= 0).any():
-            raise UnsupportedError("image tokens came after the prompt was read; give all images in the first prompt.")
+        ids = given.get("input_ids")
+        new_image = any(given.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
+        if new_image and ids is not None and self.adapter.visual_tokens(ids).any():
+            raise UnsupportedError("an image came after the prompt was read; give all images in the first prompt.")
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After the prefill: cut the first layers' cache to the columns that the others have."""
@@ -170,11 +202,11 @@ class Session:
     def _layer_hook(self, number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             columns = self._prompt.columns if self._prompt else None
-            if columns is None:
+            if self._prompt is None or columns is None:
                 return None
             if self._prefill:
                 return self._narrow(columns, args, kwargs) if number >= self.config.prune_layer else None
-            if not columns.ragged:
+            if not self._prompt.hides:
                 return None
             new = args[0].shape[1]
             width = kwargs["past_key_values"].layers[number].keys.shape[2] + new

@@ -76,6 +76,11 @@ class Prompt:
         self.selection = Stopwatch(self.valid.device)
         self.gathering = Stopwatch(self.valid.device)
 
+    @cached_property
+    def hides(self) -> bool:
+        """Whether the model's own mask, made for the whole prompt, no longer fits the columns that are there."""
+        return self.columns is not None and (self.columns.ragged or not bool(self.valid.all()))
+
     def narrow_to(self, keep: torch.Tensor) -> None:
         self.keep, self.columns = keep, Columns.of(keep)
 

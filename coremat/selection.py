@@ -31,7 +31,7 @@ def keep_tokens(
     valid: torch.Tensor,
     seeds: Sequence[int],
 ) -> torch.Tensor:
-    """All text and the image tokens that the config keeps: bool [B, S].
+    """All text, the image tokens that the config keeps, and the last token: bool [B, S].
 
     scores: [B, S], None for random ones; counts: int64 [B, S], core neurons activated; visual: int64 [B, S], the
     image of each token or -1; valid: bool [B, S]; seeds: one per sequence, for random scores.
@@ -42,6 +42,7 @@ def keep_tokens(
         if len(image):
             own = _random_scores(config, seeds[row], len(image)) if scores is None else scores[row, image]
             keep[row, image] = _keep_image_tokens(config, own.to(keep.device), counts[row, image], visual[row, image])
+    keep[:, -1] |= valid[:, -1]  # the first new token comes out of the last column, even if that is an image's
     return keep
 
 
@@ -60,8 +61,12 @@ def _keep_image_tokens(
 
 
 def sample_seeds(input_ids: torch.Tensor, valid: torch.Tensor) -> list[int]:
-    """One number per sequence, from its own tokens: a padded batch draws what each sequence draws alone."""
-    rows = zip(input_ids.cpu(), valid.cpu(), strict=True)
+    """One number per sequence, from its own token ids, so that a padded batch draws what each sequence draws alone.
+
+    input_ids: [B, S], or a column of the embeddings where there are no ids; valid: bool [B, S].
+    """
+    exact = input_ids.float() if input_ids.is_floating_point() else input_ids  # numpy has no bfloat16
+    rows = zip(exact.cpu(), valid.cpu(), strict=True)
     return [zlib.crc32(ids[real].numpy().tobytes()) for ids, real in rows]
 
 

@@ -220,7 +220,7 @@ def flops_note(record: Record) -> str:
     convention = record.config.get("flops_convention", "convention not recorded")
     tokens = record.config.get("prompt_tokens")
     length = f"prompt of {_prompt(tokens)} (mean)" if tokens else "prompt length not recorded"
-    return f"prefill TFLOPs: {convention}, decoder only, {length}."
+    return f"prefill TFLOPs: {convention}; {length}."
 
 
 def _prompt(tokens: Any) -> str:

@@ -25,6 +25,7 @@ ORDER_SEED = 20250
 SHAPES_SPLITS = {"test": (7001, 300), "validation": (7002, 150)}  # seed of the scenes, and how many
 QUESTIONS_PER_SCENE = 8
 LEAST, MOST = 2, 4  # objects in a scene
+LISTED_FROM = 3  # objects from which on a scene is asked to be listed
 
 Row = dict[str, Any]
 
@@ -40,14 +41,20 @@ def easyvqa_rows(split: str = "test") -> Iterator[Row]:
 
 
 def shapes_rows(split: str) -> Iterator[Row]:
-    """Eight questions on each scene of a split of the generator."""
+    """Eight questions on each scene of a split of the generator.
+
+    Two objects are listed in fewer than ten tokens; only longer lists, which show what decoding does, are asked for.
+    """
     seed, scenes = SHAPES_SPLITS[split]
     for number in range(scenes):
         scene = make_scene((seed, number), split=split, least=LEAST, most=MOST)
         png = io.BytesIO()
         Image.fromarray(scene.pixels).save(png, "PNG", optimize=True)
         file = {"bytes": png.getvalue(), "path": f"{split}-{number}.png"}
-        for index, asked in enumerate(make_questions(scene, (seed, number, 1), QUESTIONS_PER_SCENE)):
+        questions = make_questions(scene, (seed, number, 1), QUESTIONS_PER_SCENE + 1)
+        short = len(scene.things) < LISTED_FROM
+        kept = [asked for asked in questions if not (short and asked.kind == "listing")][:QUESTIONS_PER_SCENE]
+        for index, asked in enumerate(kept):
             words = {"question": asked.question, "answer": asked.answer, "kind": asked.kind}
             yield {"id": f"{split}-{number}-{index}", "image": file, **words}
 

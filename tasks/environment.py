@@ -20,9 +20,9 @@ def environment(loaded: LoadedModel) -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": str(loaded.device),
-        "gpu": torch.cuda.get_device_name() if str(loaded.device).startswith("cuda") else None,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device,
+        "gpu": torch.cuda.get_device_name() if loaded.device.startswith("cuda") else None,
+        "dtype": loaded.dtype,
     }
 
 

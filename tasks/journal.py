@@ -132,7 +132,7 @@ class Journal:
 
 
 def _dump(line: Line) -> str:
-    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(line, default=str, allow_nan=False) + "\n"
 
 
 class _telling:

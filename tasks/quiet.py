@@ -45,7 +45,7 @@ def lmms_eval_quiet(folder: Path) -> Iterator[None]:
         from loguru import logger
 
         logger.remove()
-        sink = logger.add(log, level="INFO")
+        sink = logger.add(lambda message: print(message, end="", file=log), level="INFO")
         try:
             yield
         finally:

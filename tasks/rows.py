@@ -31,12 +31,17 @@ def find_metrics(
 ) -> list[Metric]:
     """The named metrics in lmms-eval's results of one task, those without a number (submissions) left out.
 
-    Its keys are `metric,filter`, and its values shares or points: what is 1 at most is taken for a share.
+    Its keys are `metric,filter`, of which the first filter counts; its values are shares or points, and what is 1 at
+    most is taken for a share.
     """
-    values = {key.partition(",")[0]: value for key, value in results.items() if not isinstance(value, (str, bool))}
-    found = ((name, values[name]) for name in names if isinstance(values.get(name), (int, float)))
+    values = {key.partition(",")[0]: value for key, value in reversed(list(results.items()))}
+    found = ((name, values[name]) for name in names if _is_number(values.get(name)))
     scales = ((name, float(value), scale or (100.0 if abs(value) <= 1 else 1.0)) for name, value in found)
     return [Metric(method, task, name, value, factor) for name, value, factor in scales]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def make_rows(lines: Iterable[Line], metrics: Sequence[Metric]) -> tuple[Row, ...]:

@@ -76,9 +76,9 @@ def evaluate(
     """Evaluate `methods` on `tasks`, write the record and its tables into `output`, and return the record.
 
     limit: so many questions of each task, or that share of them below 1. seed: of all that is drawn; the configs' own
-    give way to it. The same call on the same folder goes on
-    where it was stopped. DataError for a task without data, OutputError for another run's folder or a full disk.
-    See `quiet` on what `progress` may write to.
+    give way to it. progress: called after each batch; see `quiet` on what it may write to.
+    The same call on the same folder goes on where it was stopped. DataError for a task without data, OutputError for
+    another run's folder or a full disk.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UnsupportedError("coremat evaluates in one process; start it without torchrun or accelerate launch")
@@ -131,8 +131,8 @@ def _identity(
         "batch_size": batch_size,
         "seed": seed,
         "weights": loaded.fingerprint,
-        "device": str(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device,
+        "dtype": loaded.dtype,
         "coremat": __version__,
     }
 
@@ -151,8 +151,11 @@ def load_task(info: TaskInfo, limit: int | float | None) -> list[LoadedTask]:
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     manager = TaskManager(include_path=[str(info.folder)], include_defaults=False, model_name="coremat")
-    with _fetching_once(info.name):
-        found = get_task_list(get_task_dict([info.name], manager, "chat"))
+    try:
+        with _fetching_once(info.name):
+            found = get_task_list(get_task_dict([info.name], manager, "chat"))
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(f"task {info.name} needs the Python module {error.name}, which is missing") from error
     for output in found:
         if output.task.OUTPUT_TYPE != "generate_until":
             raise UnsupportedError(f"task {output.task_name} is of type {output.task.OUTPUT_TYPE}, not generate_until")
@@ -278,10 +281,11 @@ class TaskStore:
 
         `correct` is the first metric's, 0 to 1; null where that is not scored sample by sample.
         """
+        first = {sample["doc_id"]: sample for sample in reversed(samples)}  # of a task's filters
         lines = []
-        for sample in sorted(samples, key=lambda one: one["doc_id"]):
+        for doc_id, sample in sorted(first.items()):
             scores = {name: float(sample[name]) for name in metrics if isinstance(sample.get(name), (int, float))}
-            line = self.journal.lines[self.keys[sample["doc_id"]]]
+            line = self.journal.lines[self.keys[doc_id]]
             lines.append({**line, "method": self.method, "correct": scores.get(metrics[0]), "scores": scores})
         return lines
 

@@ -93,9 +93,9 @@ def test_signed_knee_of_a_curve_above_its_chord_keeps_everything():
 
 
 def test_knee_is_exact_where_float32_is_not():
-    base = 2**24
-    curve = [4 * base + 4, 2 * base + 1, base + 1, 1, 0]
-    assert knee(torch.tensor(curve)) == reference.knee(curve)
+    base = 2**25
+    curve = [4 * base, base + 1, 0, 0, 0]  # the third point is farther by 4 in 2**28
+    assert knee(torch.tensor(curve)) == reference.knee(curve) == 2
 
 
 @BOTH

@@ -1,12 +1,10 @@
-"""Whoever goes on with the short cache finds it right: a second turn, a hand-written loop, prompt lookup."""
-
-from contextlib import contextmanager
+"""Whoever goes on with the short cache finds it right: a second turn, a hand-written loop."""
 
 import pytest
 import torch
 from dense_masked import dense_masked
-from tiny import BOS, IMAGE, answer, batch, chosen, make_inputs
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from tiny import answer, batch, chosen
+from transformers import DynamicCache
 
 import coremat
 from coremat import SparsityConfig
@@ -78,59 +76,3 @@ def test_a_cache_may_be_brought(model):
         plain = answer(model, batch("left-padded"))
         brought = answer(model, batch("left-padded"), past_key_values=cache)
     assert torch.equal(plain.tokens, brought.tokens)
-
-
-LOOKUP = {"prompt_lookup_num_tokens": 3, "new": 12}
-
-
-@pytest.mark.parametrize("config", [CONFIG, SparsityConfig(), SparsityConfig(tokens="all")])
-def test_prompt_lookup_gives_the_greedy_answer(model, config):
-    """The answer repeats itself, so lookup has hits in it; the prompt ends with a token that it had not before."""
-    inputs = batch("one")
-    with coremat.apply(model, config):
-        plain = answer(model, inputs, new=12)
-        with steps(model) as widths:
-            looked_up = answer(model, inputs, **LOOKUP)
-    assert max(widths[1:]) > 1
-    assert torch.equal(looked_up.tokens, plain.tokens)
-
-
-@contextmanager
-def steps(model):
-    """How many tokens each forward of the block was given."""
-    widths = []
-    note = lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1])  # noqa: E731
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
-    yield widths
-    handle.remove()
-
-
-@pytest.mark.parametrize("config", [CONFIG, SparsityConfig(tokens="all"), SparsityConfig(tokens=1.0, beta=1.0)])
-def test_tokens_that_lookup_proposes_with_the_prompt_have_no_part_in_the_choice(model, config):
-    """The prompt's end stands in it before, so that the first forward already carries proposed tokens."""
-    inputs = make_inputs([BOS, 30, IMAGE, 41, 42, 43, 44, 45, 41, 42])
-    with coremat.apply(model, config):
-        plain = answer(model, inputs, new=12)
-        looked_up = answer(model, inputs, **LOOKUP)
-    assert torch.equal(looked_up.tokens, plain.tokens)
-
-
-class FirstToken(LogitsProcessor):
-    """The first new token is this one."""
-
-    def __init__(self, length, token):
-        self.length, self.token = length, token
-
-    def __call__(self, input_ids, scores):
-        return scores.index_fill(1, torch.tensor([self.token]), 1e9) if input_ids.shape[1] == self.length else scores
-
-
-def test_prompt_lookup_may_propose_image_tokens(model):
-    """The answer begins with the token that stands before the image, so lookup proposes what followed it there."""
-    inputs = batch("one")
-    first = LogitsProcessorList([FirstToken(inputs["input_ids"].shape[1], 30)])
-    with coremat.apply(model, CONFIG):
-        plain = answer(model, inputs, new=12, logits_processor=first)
-        looked_up = answer(model, inputs, **LOOKUP, logits_processor=first)
-    assert plain.tokens[0, 0] == 30
-    assert torch.equal(looked_up.tokens, plain.tokens)

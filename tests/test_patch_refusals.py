@@ -192,6 +192,12 @@ def test_a_prompt_read_in_pieces(model, config, size):
         answer(model, batch("one"), prefill_chunk_size=size)
 
 
+def test_speculative_decoding(model):
+    """Tokens that are proposed together with the prompt would vote, and be checked against every neuron."""
+    with coremat.apply(model, CONFIG), refused(UnsupportedError, "prompt_lookup_num_tokens"):
+        answer(model, batch("one"), prompt_lookup_num_tokens=3)
+
+
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3], []])
 def test_seeds_that_are_not_one_per_sequence(model, seeds):
     inputs = make_inputs(*BATCHES["same-length"])

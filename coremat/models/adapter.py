@@ -41,6 +41,10 @@ class Adapter(ABC):
                     f"{', '.join(missing)} in its mlp; a gated FFN with {', '.join(FFN_PARTS)} is needed."
                 )
 
+    def visual_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """bool [B, S]: which tokens stand for a piece of an image."""
+        return input_ids == self.model.config.image_token_id
+
     @abstractmethod
     def visual_index(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which image of its sequence each token belongs to: int64 [B, S], -1 for text and padding."""

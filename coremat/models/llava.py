@@ -28,7 +28,7 @@ class LlavaAdapter(Adapter):
         return patches + (config.vision_feature_select_strategy == "full")
 
     def visual_index(self, input_ids: torch.Tensor) -> torch.Tensor:
-        visual = input_ids == self.model.config.image_token_id
+        visual = self.visual_tokens(input_ids)
         counts = visual.sum(1)
         if (counts % self.image_tokens).any():
             raise DataError(

@@ -22,11 +22,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def command(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["coremat", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
+        code: object = 0
+        try:
             cli.main()
-            raise SystemExit(0)
+        except SystemExit as stop:
+            code = stop.code or 0
         out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
+        return int(str(code)), out, err
 
     return command
 
@@ -49,10 +51,12 @@ def refused(result: tuple[int, str, str]) -> str:
 
 def test_eval_writes_a_record_and_prints_a_table(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    code, out, err = run("eval", "--tasks", "shapes", "--methods", "dense,corematching", "--limit", 6, "--output", folder)
+    code, out, err = run(
+        "eval", "--tasks", "shapes", "--methods", "dense,corematching", "--limit", 6, "--output", folder
+    )
     assert code == 0, err
     record = json.loads((folder / "record.json").read_text())
-    assert [(row["method"], row["metric"]) for row in record["rows"]][0] == ("dense", "accuracy")
+    assert (record["rows"][0]["method"], record["rows"][0]["metric"]) == ("dense", "accuracy")
     assert {row["samples"] for row in record["rows"] if row["metric"] == "accuracy"} == {6}
     sparse = next(row for row in record["rows"] if row["method"] == "corematching")
     assert sparse["image_tokens"] == 144
@@ -167,7 +171,9 @@ def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_a_record_of_a_newer_schema_is_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    path.write_text(json.dumps({"schema": 2, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}}))
+    path.write_text(
+        json.dumps({"schema": 2, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}})
+    )
     assert "schema" in refused(run("table", 2, "--record", path))
 
 

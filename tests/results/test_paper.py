@@ -227,7 +227,7 @@ def test_notes_say_samples_and_flops():
     other = replace(ROW, task="shapes", samples=5)
     notes = beside(2, [replace(RECORD, rows=(*RECORD.rows, other))]).notes
     assert notes[-2] == "llava-1.5-7b, measured samples: gqa 12578, pope 8910."
-    assert notes[-1] == "llava-1.5-7b, prefill TFLOPs: 2*MAC, decoder only, prompt of 610 tokens (mean)."
+    assert notes[-1] == "llava-1.5-7b, prefill TFLOPs: 2*MAC; prompt of 610 tokens (mean)."
 
 
 def test_record_of_other_tasks_is_noted_and_adds_nothing():

@@ -108,7 +108,7 @@ def test_methods_stand_side_by_side_within_a_task():
 
 def test_notes_state_flops_device_and_prompt():
     notes = " ".join(eval_table(record(FULL)).notes)
-    assert "prefill TFLOPs: 2*MAC, decoder only, prompt of 166.2 tokens (mean)." in notes
+    assert "prefill TFLOPs: 2*MAC; prompt of 166.2 tokens (mean)." in notes
     assert "measured on a test machine" in notes
 
 
@@ -119,7 +119,7 @@ def test_prompt_length_by_task():
 
 def test_flops_without_their_convention_say_so():
     notes = eval_table(Record("tiny", (FULL,))).notes
-    assert notes[-1] == "prefill TFLOPs: convention not recorded, decoder only, prompt length not recorded."
+    assert notes[-1] == "prefill TFLOPs: convention not recorded; prompt length not recorded."
 
 
 def test_no_flops_no_note_on_them():

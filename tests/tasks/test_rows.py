@@ -57,6 +57,7 @@ def test_metrics_are_found_under_their_filters() -> None:
         "alias": "t",
         "exact_match,flexible-extract": 0.5,
         "exact_match_stderr,flexible-extract": "N/A",
+        "exact_match,strict": 0.25,
         "points,none": 63.5,
         "submission,none": None,
         "other,none": [],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -239,15 +240,41 @@ def test_a_dataset_that_cannot_be_had_is_said_at_once(tmp_path: Path, fake: Fake
     run(tmp_path, tasks=["shapes"])
 
 
-def test_a_task_that_is_not_answered_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (KNOWN["shapes"].folder / "shapes.yaml").read_text()
-    text = text.replace("task: shapes", "task: other").replace("generate_until", "generate_until_multi_round")
-    data = KNOWN["shapes"].folder / "data" / "test.parquet"
-    (tmp_path / "other.yaml").write_text(text.replace("data/test.parquet", str(data)))
-    (tmp_path / "utils.py").write_text((KNOWN["shapes"].folder / "utils.py").read_text())
-    monkeypatch.setattr(coremat.tasks.runner, "resolve_task", lambda name: TaskInfo(name, "", tmp_path))
+@pytest.fixture
+def other_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A task made from shapes by replacing words in its YAML and adding lines to its functions; its name."""
+
+    def make(old: str, new: str, code: str = "") -> str:
+        folder = KNOWN["shapes"].folder
+        text = (folder / "shapes.yaml").read_text().replace("data/test.parquet", str(folder / "data" / "test.parquet"))
+        (tmp_path / "other.yaml").write_text(text.replace("task: shapes", "task: other").replace(old, new))
+        (tmp_path / "utils.py").write_text((folder / "utils.py").read_text() + code)
+        monkeypatch.setattr(coremat.tasks.runner, "resolve_task", lambda name: TaskInfo(name, "", tmp_path))
+        return "other"
+
+    return make
+
+
+def test_a_task_of_several_rounds(tmp_path: Path, other_task: Callable[..., str]) -> None:
     with pytest.raises(UnsupportedError, match="of type generate_until_multi_round"):
-        run(tmp_path / "out", tasks=["other"])
+        run(tmp_path / "out", tasks=[other_task("generate_until", "generate_until_multi_round")])
+
+
+def test_a_task_whose_module_is_missing(tmp_path: Path, other_task: Callable[..., str]) -> None:
+    with pytest.raises(UnsupportedError, match="task other needs the Python module no_such_module"):
+        run(tmp_path / "out", tasks=[other_task("", "", "import no_such_module\n")])
+
+
+def test_two_filters_give_one_line_for_a_question(
+    fake: FakeAnswer, tmp_path: Path, other_task: Callable[..., str]
+) -> None:
+    filters = (
+        "filter_list:\n  - name: first\n    filter: [{function: take_first}]\n"
+        "  - name: second\n    filter: [{function: take_first}]\nmetadata:"
+    )
+    record = run(tmp_path / "out", tasks=[other_task("metadata:", filters)])
+    assert [(row.metric, row.samples) for row in record.rows] == [("accuracy", LIMIT)] * len(METHODS)
+    assert len(read_samples(tmp_path / "out")) == len(METHODS) * LIMIT
 
 
 def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 import coremat.tasks
-from coremat.tasks.build_data import SHAPES_SPLITS, easyvqa_rows, shapes_rows, write_parquet
+from coremat.loading import bundled_folder
+from coremat.tasks.build_data import LISTED_FROM, SHAPES_SPLITS, easyvqa_rows, shapes_rows, write_parquet
 from coremat.tasks.shapes.generator import KINDS, make_scene, split_of
 
 FOLDER = Path(coremat.tasks.__file__).parent
@@ -81,7 +83,16 @@ def test_shapes_has_every_kind_of_question(split: str, least: int) -> None:
     assert len(rows) >= least
     kinds = Counter(row["kind"] for row in rows)
     assert set(kinds) == set(KINDS)
-    assert kinds["listing"] == SHAPES_SPLITS[split][1], "one for each scene"
+    scenes = [make_scene((SHAPES_SPLITS[split][0], number), split=split) for number in range(SHAPES_SPLITS[split][1])]
+    assert kinds["listing"] == sum(len(scene.things) >= LISTED_FROM for scene in scenes)
+
+
+@pytest.mark.parametrize("split", list(SHAPES_SPLITS))
+def test_listing_answers_are_long_enough_to_show_decoding(split: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
+    lengths = [len(tokenizer(" " + row["answer"])["input_ids"]) for row in rows_of(split) if row["kind"] == "listing"]
+    assert min(lengths) >= 10
+    assert max(lengths) <= 40
 
 
 def test_no_scene_is_in_two_splits() -> None:

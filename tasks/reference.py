@@ -1,0 +1,190 @@
+"""The measured runs under `results/reference/`: `python -m coremat.tasks.reference --output results/reference`.
+
+Four runs of the bundled model, their records, and what README reads off them: comparisons with paired intervals,
+accuracy by kind and length of answer, and two plots. Stopped and started again, it goes on. Single answers
+(`samples.jsonl`) stay in the working folder: the records and the tables made from them are what is kept.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+from coremat.loading import BUNDLED, LoadedModel, load
+from coremat.methods import DEFAULT_METHODS, parse_method
+from coremat.results.analysis import accuracy_by, compare, with_answer_length
+from coremat.results.plots import plot_sweep
+from coremat.results.record import Record, read_samples, write_text_atomic
+from coremat.tasks.runner import evaluate
+
+RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
+BUDGET = 36  # image tokens, a quarter of 144
+KEPT = ("record.json", "table.md", "table.csv", "table.tex")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation: `methods` as they would be typed after --methods."""
+
+    name: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        return (
+            f"coremat eval --tasks {','.join(self.tasks)} --methods {','.join(self.methods)} "
+            f"--limit all --batch-size {BATCH_SIZE}"
+        )
+
+
+BATCH_SIZE = 64
+TOKEN_METHODS = ("core-tokens", "random-tokens", "attention-tokens", "projection-tokens", "fewest-core-tokens")
+
+
+def neuron_methods() -> tuple[str, ...]:
+    kinds = (
+        "core-neurons:beta={}",
+        "core-neurons:beta={}:neurons_in_prefill=true:prune_layer=1",
+        "random-neurons:beta={}",
+    )
+    return ("dense", *(kind.format(ratio) for kind in kinds for ratio in RATIOS))
+
+
+def layer_methods(layers: int) -> tuple[str, ...]:
+    names = ("corematching", "core-tokens", "core-tokens:voters=text", "random-tokens")
+    return ("dense", *(f"{name}:prune_layer={layer}" for name in names for layer in range(1, layers)))
+
+
+def budget_methods(prune_layers: Sequence[int]) -> tuple[str, ...]:
+    names = (*TOKEN_METHODS, "core-tokens:voters=text", "core-tokens:voters=last")
+    return ("dense", *(f"{name}:tokens={BUDGET}:prune_layer={p}" for p in prune_layers for name in names))
+
+
+def runs(loaded: LoadedModel) -> tuple[Run, ...]:
+    layers = loaded.model.config.get_text_config().num_hidden_layers
+    return (
+        Run("default", ("easyvqa", "shapes"), DEFAULT_METHODS),
+        Run("prune-layer", ("shapes_validation",), layer_methods(layers)),
+        Run("neuron-ratio", ("shapes",), neuron_methods()),
+        Run("token-budget", ("shapes",), budget_methods(sorted({2, loaded.prune_layer}))),
+    )
+
+
+def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> tuple[Record, pandas.DataFrame]:
+    """Evaluate (or go on, or read what is finished) in `work`, and copy what is kept to `output`."""
+    folder, kept = work / run.name, output / run.name
+    if (folder / "record.json").exists():
+        record = Record.read(folder)
+    else:
+        configs = {spec: parse_method(spec, prune_layer=loaded.prune_layer) for spec in run.methods}
+        record = evaluate(loaded, run.tasks, configs, None, BATCH_SIZE, 0, folder)
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(folder / name, kept / name)
+    write_text_atomic(kept / "command.txt", run.command + "\n")
+    return record, read_samples(folder)
+
+
+# --- what README reads off the runs -------------------------------------------------------------------------
+
+
+def save(frame: pandas.DataFrame, path: Path) -> None:
+    write_text_atomic(path, frame.to_csv(index=False, float_format="%.2f"))
+
+
+def report_default(samples: pandas.DataFrame, folder: Path) -> None:
+    shapes = samples[samples["task"] == "shapes"]
+    save(accuracy_by(shapes, "kind"), folder / "accuracy_by_kind.csv")
+    save(accuracy_by(with_answer_length(shapes), "answer_tokens"), folder / "accuracy_by_answer_length.csv")
+    pairs = [("core-tokens", "random-tokens"), ("core-neurons", "random-neurons"), ("dense", "corematching")]
+    frames = [compare(part, pairs).assign(task=task) for task, part in samples.groupby("task", sort=False)]
+    save(pandas.concat(frames), folder / "comparisons.csv")
+    knees = samples.dropna(subset=["knees_differ"]).groupby(["method", "task"], sort=False)["knees_differ"].mean()
+    save((100 * knees.astype(float)).rename("knees_differ_percent").reset_index(), folder / "knees.csv")
+
+
+def report_budget(samples: pandas.DataFrame, folder: Path, prune_layers: Sequence[int]) -> None:
+    def spec(name: str, layer: int) -> str:
+        return f"{name}:tokens={BUDGET}:prune_layer={layer}"
+
+    others = [name for name in budget_names() if name != "core-tokens"]
+    pairs = [(spec("core-tokens", p), spec(other, p)) for p in prune_layers for other in others]
+    save(compare(samples, pairs), folder / "comparisons.csv")
+
+
+def budget_names() -> tuple[str, ...]:
+    return (*TOKEN_METHODS, "core-tokens:voters=text", "core-tokens:voters=last")
+
+
+def report_neurons(record: Record, samples: pandas.DataFrame, folder: Path) -> None:
+    save(accuracy_by(with_answer_length(samples), "answer_tokens"), folder / "accuracy_by_answer_length.csv")
+    rows = [row for row in record.rows if row.metric == "accuracy"]
+    lines = []
+    for row in rows:
+        name, _, options = row.method.partition(":beta=")
+        if options:
+            ratio, _, prefill = options.partition(":")
+            label = f"{name}, prefill too" if prefill else f"{name}, from the second token on"
+            lines.append({"ratio": float(ratio), "score": row.score, "error": row.stderr, "neurons": label})
+    plot_sweep(
+        pandas.DataFrame(lines),
+        folder / "neuron_ratio.png",
+        x="ratio",
+        y="score",
+        by="neurons",
+        error="error",
+        title="Accuracy on shapes by share of neurons kept",
+        x_label="neurons kept (share of each FFN)",
+        y_label="accuracy (%)",
+        anchor=next(row.score for row in rows if row.method == "dense"),
+    )
+
+
+def report_layers(record: Record, folder: Path) -> None:
+    rows = [row for row in record.rows if row.metric == "accuracy"]
+    lines = [
+        {"layer": int(row.method.rsplit("=", 1)[1]), "score": row.score, "error": row.stderr, "method": name}
+        for row in rows
+        if (name := row.method.rpartition(":prune_layer=")[0])
+    ]
+    plot_sweep(
+        pandas.DataFrame(lines),
+        folder / "prune_layer.png",
+        x="layer",
+        y="score",
+        by="method",
+        error="error",
+        title="Accuracy on shapes (validation) by the layer that prunes tokens",
+        x_label="decoder layers that see every token",
+        y_label="accuracy (%)",
+        anchor=next(row.score for row in rows if row.method == "dense"),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the records that are kept")
+    parser.add_argument("--work", type=Path, default=Path("coremat-runs/reference"), help="folder of single answers")
+    given = parser.parse_args()
+    loaded = load(BUNDLED)
+    layers = sorted({2, loaded.prune_layer})
+    for run in runs(loaded):
+        print(run.command, flush=True)
+        record, samples = measure(loaded, run, given.work, given.output)
+        folder = given.output / run.name
+        if run.name == "default":
+            report_default(samples, folder)
+        elif run.name == "token-budget":
+            report_budget(samples, folder, layers)
+        elif run.name == "neuron-ratio":
+            report_neurons(record, samples, folder)
+        else:
+            report_layers(record, folder)
+
+
+if __name__ == "__main__":
+    main()
