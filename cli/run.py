@@ -25,7 +25,7 @@ def run(
     seed: Seed = 0,
 ) -> None:
     """Answer one question and say what was kept."""
-    from coremat.inference import answer, open_image
+    from coremat.inference import answering, open_image
     from coremat.loading import load
     from coremat.methods import parse_method
 
@@ -35,7 +35,8 @@ def run(
     config = parse_method(method, prune_layer=loaded.prune_layer, seed=seed)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    [reply] = answer(loaded, config, [[{"role": "user", "content": content}]], generation)
+    with answering(loaded, config) as answer:
+        [reply] = answer([[{"role": "user", "content": content}]], generation)
     print(reply.text)
     for line in _kept(reply, method):
         console.say(line)

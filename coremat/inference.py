@@ -1,10 +1,12 @@
 """One batch of conversations in, answers with their times and figures out: what eval and run both stand on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from coremat.config import SparsityConfig
 from coremat.errors import DataError
 from coremat.loading import LoadedModel
-from coremat.patch import apply
+from coremat.patch import Session, apply
 from coremat.prompt import SequenceStats
 
 Conversation = list[dict[str, Any]]
@@ -44,29 +46,46 @@ class _Ticks(LogitsProcessor):
         return scores
 
 
-def answer(
-    loaded: LoadedModel,
-    config: SparsityConfig,
-    conversations: Sequence[Conversation],
-    generation: dict[str, Any],
-    sample_seeds: Sequence[int] | None = None,
-) -> list[Answer]:
-    """Answer one batch.
+class Answerer(Protocol):
+    """Answers one batch.
 
     conversations: chat messages with images inside ({"type": "image", "image": PIL}); generation: arguments of HF
     `generate`, and `until`, strings that end an answer and are cut off; it is not changed.
     """
+
+    def __call__(
+        self,
+        conversations: Sequence[Conversation],
+        generation: dict[str, Any],
+        sample_seeds: Sequence[int] | None = None,
+    ) -> list[Answer]: ...
+
+
+@contextmanager
+def answering(loaded: LoadedModel, config: SparsityConfig) -> Iterator[Answerer]:
+    """The model under one config, for as many batches as there are: they share one workspace."""
+    with apply(loaded.model, config) as session:
+        yield partial(_answer, loaded, session)
+
+
+def _answer(
+    loaded: LoadedModel,
+    session: Session,
+    conversations: Sequence[Conversation],
+    generation: dict[str, Any],
+    sample_seeds: Sequence[int] | None = None,
+) -> list[Answer]:
     options = deepcopy(generation)
     until = options.pop("until", None) or []
     inputs = prepare(loaded, conversations)
     ticks = _Ticks(loaded.model.device)
-    with torch.inference_mode(), apply(loaded.model, config) as session:
-        session.sample_seeds = sample_seeds
-        started = time.perf_counter()
+    session.sample_seeds = sample_seeds
+    started = time.perf_counter()
+    with torch.inference_mode():
         output = loaded.model.generate(
             **inputs, **options, logits_processor=LogitsProcessorList([ticks]), return_dict_in_generate=True
         )
-        stats = session.stats[:: max(1, int(options.get("num_beams", 1)))]
+    stats = session.stats[:: max(1, int(options.get("num_beams", 1)))]
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     return _answers(loaded, new, until, [started, *ticks.times], stats)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from coremat import __version__
 from coremat.config import SparsityConfig
 from coremat.errors import ConfigError, UnsupportedError
-from coremat.inference import Answer, answer
+from coremat.inference import Answer, Answerer, answering
 from coremat.loading import LoadedModel, load
 from coremat.methods import method_config
 
@@ -120,18 +120,21 @@ class CoreMatchingLmms(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """The answers in the order of the requests. What goes wrong in the model is raised, never scored as ""."""
         results: dict[int, GenerationResult] = {}
-        for batch in batches(requests, self.batch_size):
-            texts = self._texts([self._question(requests[index]) for index in batch])
-            results.update(zip(batch, texts, strict=True))
-            self.on_done(len(batch))
+        with answering(self.loaded, self.config) as answer:
+            for batch in batches(requests, self.batch_size):
+                texts = self._texts(answer, [self._question(requests[index]) for index in batch])
+                results.update(zip(batch, texts, strict=True))
+                self.on_done(len(batch))
         return [results[index] for index in range(len(requests))]
 
-    def _texts(self, questions: list[Question]) -> list[GenerationResult]:
+    def _texts(self, answer: Answerer, questions: list[Question]) -> list[GenerationResult]:
         """Found or made. A batch that is found in part is computed whole: its members are what they were together."""
         found = [self.store.get(question) for question in questions]
         if None not in found:
             return [GenerationResult(text) for text in found if text is not None]
-        answers = self._answers(questions)
+        seeds = [sample_seed(self.config.seed, question.task, question.doc_id) for question in questions]
+        conversations = [question.conversation for question in questions]
+        answers = answer(conversations, questions[0].generation, seeds)
         made = zip(questions, answers, found, strict=True)
         self.store.add([(question, new) for question, new, old in made if old is None])
         return [
@@ -140,11 +143,6 @@ class CoreMatchingLmms(lmms):
             else GenerationResult(old)
             for new, old in zip(answers, found, strict=True)
         ]
-
-    def _answers(self, questions: list[Question]) -> list[Answer]:
-        conversations = [question.conversation for question in questions]
-        seeds = [sample_seed(self.config.seed, question.task, question.doc_id) for question in questions]
-        return answer(self.loaded, self.config, conversations, questions[0].generation, seeds)
 
     def _question(self, request: Instance) -> Question:
         text, doc_to_messages, settings, doc_id, task, split = request.args
@@ -181,7 +179,7 @@ def batches(requests: Sequence[Instance], size: int) -> Iterator[list[int]]:
 
 
 def generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's settings as `coremat.inference.answer` takes them, from a copy: lmms-eval uses the original again.
+    """A task's settings as `coremat.inference.Answerer` takes them, from a copy: lmms-eval uses the original again.
 
     Greedy at temperature 0; `until` a list of stop strings; what only other models know is left out.
     """

@@ -28,6 +28,7 @@ from coremat.selection import keep_tokens, random_neurons, sample_seeds, voting
 from coremat.short_cache import check_cache, shorten, take
 from coremat.sparse_ffn import CoreFFN
 
+NO_CACHE = "the model runs without a KV cache, with which the choice of tokens and neurons lives: leave use_cache on."
 NOT_IN_ONE_PASS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
 _patched: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -151,9 +152,7 @@ class Session:
 
     def _read(self, ids: torch.Tensor | None, given: dict) -> Prompt:
         if given.get("use_cache") is False:
-            raise UnsupportedError(
-                "use_cache is False; the choice of tokens and neurons lives with the cache: leave it on."
-            )
+            raise UnsupportedError(NO_CACHE)
         embeds, mask = given.get("inputs_embeds"), given.get("attention_mask")
         if ids is None and self.config.prunes_tokens:
             raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass input_ids.")
@@ -161,6 +160,8 @@ class Session:
         if mask is not None and (mask.dim() != 2 or mask.shape[1] != like.shape[1]):
             raise UnsupportedError(f"attention_mask has shape {tuple(mask.shape)}; accepted: {tuple(like.shape)}.")
         valid = torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
+        if not valid[:, -1].all():
+            raise UnsupportedError("the prompts are padded on the right; accepted: padding on the left.")
         visual = torch.full_like(valid, -1, dtype=torch.int64) if ids is None else self.adapter.visual_index(ids)
         return Prompt(visual, valid, self._seeds(like, valid))
 
@@ -189,6 +190,8 @@ class Session:
         prompt, cache = self._prompt, output.past_key_values
         if not self._prefill or prompt is None:
             return
+        if cache is None:
+            raise UnsupportedError(NO_CACHE)
         check_cache(cache)
         self._cache = cache
         if prompt.columns is not None:

@@ -36,7 +36,7 @@ class TaskInfo:
 _SHAPES = (HERE / "shapes", ("accuracy", "listing_f1"), 100.0)
 _BUNDLED = (
     TaskInfo("easyvqa", "easy-VQA, test: 9,673 questions on single shapes", HERE / "easyvqa", ("accuracy",), 100.0),
-    TaskInfo("shapes", "scenes of two to four objects, test: 2,400 questions of seven kinds", *_SHAPES),
+    TaskInfo("shapes", "scenes of two to four objects, test: 2,400 questions of eight kinds", *_SHAPES),
     TaskInfo("shapes_validation", "the same, validation: 1,200 questions", *_SHAPES),
 )
 TASKS: Mapping[str, TaskInfo] = MappingProxyType({task.name: task for task in _BUNDLED})

@@ -21,7 +21,7 @@ from PIL import Image
 from coremat.tasks.shapes.generator import make_questions, make_scene
 
 HERE = Path(__file__).parent
-ORDER_SEED = 20250
+ORDER_SEED = 20254
 SHAPES_SPLITS = {"test": (7001, 300), "validation": (7002, 150)}  # seed of the scenes, and how many
 QUESTIONS_PER_SCENE = 8
 LEAST, MOST = 2, 4  # objects in a scene

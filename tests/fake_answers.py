@@ -6,7 +6,9 @@ Run as a script, `python fake_answers.py OUTPUT LIMIT`, it evaluates slowly, so 
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def one_answer(config: SparsityConfig, conversation: list[dict[str, Any]]) -> An
 
 
 class FakeAnswer:
-    """In the place of `coremat.inference.answer`; remembers what it was asked.
+    """In the place of `coremat.inference.answering`; remembers what it was asked.
 
     `error` is raised once `fail_after` batches are answered.
     """
@@ -50,9 +52,12 @@ class FakeAnswer:
         self.seeds: list[Sequence[int] | None] = []
         self.fail_after, self.error, self.pause = fail_after, error, pause
 
-    def __call__(
+    @contextmanager
+    def answering(self, loaded: LoadedModel, config: SparsityConfig) -> Iterator[Callable[..., list[Answer]]]:
+        yield partial(self._answer, config)
+
+    def _answer(
         self,
-        loaded: LoadedModel,
         config: SparsityConfig,
         conversations: Sequence[list[dict[str, Any]]],
         generation: dict[str, Any],
@@ -69,7 +74,7 @@ class FakeAnswer:
 
 def install(put: Callable[[Any, str, Any], None], fake: FakeAnswer) -> FakeAnswer:
     """`put` as `setattr` or monkeypatch.setattr."""
-    put(coremat.lmms_model, "answer", fake)
+    put(coremat.lmms_model, "answering", fake.answering)
     return fake
 
 

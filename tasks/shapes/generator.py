@@ -32,7 +32,10 @@ SIGN = "sign"
 DIGITS = tuple("0123456789")
 WORDS = ("cat", "dog", "sun", "box", "key", "map", "pen", "hat", "jam", "fox", "zip", "web", "oil", "gum", "ice", "bus")
 NUMBERS = ("zero", "one", "two", "three", "four")
-KINDS = ("color", "shape", "count", "existence", "relation", "reading", "listing")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "center", "right")
+KINDS = ("color", "shape", "count", "existence", "location", "relation", "reading", "listing")
+EASY_KINDS = tuple(kind for kind in KINDS if kind != "listing")  # asked again once every kind has been
 
 
 @dataclass(frozen=True)
@@ -268,10 +271,36 @@ RELATIONS: dict[str, Callable[[Thing, Thing], bool]] = {
 }
 
 
-def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Only pairs that stand in different columns (or rows), so that the answer is never a matter of a pixel."""
+def _unique(scene: Scene) -> list[Thing]:
+    """Objects that their name tells apart."""
     names = [t.name for t in scene.things]
-    unique = [t for t in scene.things if names.count(t.name) == 1]
+    return [t for t in scene.things if names.count(t.name) == 1]
+
+
+def _ask_location(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = _unique(scene)
+    if not unique:
+        return None
+    thing = unique[int(rng.integers(len(unique)))]
+    phrasings = ("where is the {n}?", "where in the image is the {n}?", "in which place is the {n}?")
+    return Question("location", _say(rng, phrasings, n=thing.name), f"{ROWS[thing.row]} {COLUMNS[thing.column]}")
+
+
+def _direction(a: Thing, b: Thing) -> str:
+    """Where `a` stands as seen from `b`: "above", "below left", ..."""
+    words = [word.removesuffix(" of") for word in ("above", "below", "left of", "right of") if RELATIONS[word](a, b)]
+    return " ".join(words)
+
+
+def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """By cells, so that the answer is never a matter of a pixel: half of them open, half yes or no."""
+    unique = _unique(scene)
+    if len(unique) < 2:
+        return None
+    if rng.random() < 0.5:
+        first, second = (unique[i] for i in rng.choice(len(unique), 2, replace=False))
+        phrasings = ("where is the {a} from the {b}?", "in which direction from the {b} is the {a}?")
+        return Question("relation", _say(rng, phrasings, a=first.name, b=second.name), _direction(first, second))
     cases = [
         (a, word, b)
         for a in unique
@@ -279,17 +308,10 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
         for word in RELATIONS
         if (a.column != b.column if word.endswith("of") else a.row != b.row)
     ]
-    if not cases:
-        return None
     a, word, b = cases[int(rng.integers(len(cases)))]
-    phrasings = (
-        "is the {a} {r} the {b}?",
-        "does the {a} stand {r} the {b}?",
-        "is it true that the {a} is {r} the {b}?",
-    )
-    return Question(
-        "relation", _say(rng, phrasings, a=a.name, r=word, b=b.name), "yes" if RELATIONS[word](a, b) else "no"
-    )
+    closed = ("is the {a} {r} the {b}?", "does the {a} stand {r} the {b}?", "is it true that the {a} is {r} the {b}?")
+    question = _say(rng, closed, a=a.name, r=word, b=b.name)
+    return Question("relation", question, "yes" if RELATIONS[word](a, b) else "no")
 
 
 def _ask_reading(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -319,17 +341,20 @@ ASK: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "shape": _ask_shape,
     "count": _ask_count,
     "existence": _ask_existence,
+    "location": _ask_location,
     "relation": _ask_relation,
     "reading": _ask_reading,
     "listing": _ask_listing,
 }
 
 
-def make_questions(scene: Scene, seed: int | tuple[int, ...], count: int) -> list[Question]:
-    """`count` questions, no two alike: one of each kind that the scene allows, then kinds drawn at random."""
+def make_questions(
+    scene: Scene, seed: int | tuple[int, ...], count: int, more: tuple[str, ...] = EASY_KINDS
+) -> list[Question]:
+    """`count` questions, no two alike: one of each kind that the scene allows, then of the kinds `more`."""
     rng = np.random.default_rng(seed)
     asked: dict[str, Question] = {}
-    kinds = [*rng.permutation(KINDS), *rng.choice([k for k in KINDS if k != "listing"], 6 * count)]
+    kinds = [*rng.permutation(KINDS), *rng.choice(more, 6 * count)]
     for kind in kinds:
         question = ASK[str(kind)](scene, rng)
         if question is not None:

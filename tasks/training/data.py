@@ -30,6 +30,7 @@ from coremat.tasks.training.architecture import PATCH
 
 EASY_COLORS = ("black", "brown", "gray", "teal")
 EASY_SHAPES = ("rectangle",)
+HARD_KINDS = ("location", "relation")  # asked more than once about a scene: they are learned last
 COLOR_LABELS = ("ground", *COLORS, *EASY_COLORS, SIGN)
 SHAPE_LABELS = ("ground", *SHAPES, *EASY_SHAPES, *DIGITS, *WORDS)
 
@@ -121,7 +122,7 @@ def examples(
             yield easy.example(int(rng.choice(ids)), rng, asked)
         else:
             scene = make_scene((seed, number), most=most_objects)
-            yield shapes_example(scene, make_questions(scene, (seed, number, 1), asked))
+            yield shapes_example(scene, make_questions(scene, (seed, number, 1), asked, more=HARD_KINDS))
         number += 1
 
 

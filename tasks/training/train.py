@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from coremat.results.plots import plot_training_curve
 from coremat.tasks.shapes.generator import make_questions, make_scene
 from coremat.tasks.training.architecture import HIDDEN, PROMPT, build_model, build_processor, build_tokenizer
 from coremat.tasks.training.data import (
@@ -45,9 +46,9 @@ class Plan:
 
     tower_steps: int = 600
     tower_batch: int = 64
-    whole_steps: int = 3000
+    whole_steps: int = 3300
     whole_batch: int = 32
-    questions: int = 8
+    questions: int = 10
     tower_rate: float = 2e-3
     whole_rate: float = 2e-3
     warmup: int = 50
@@ -207,7 +208,7 @@ class Training:
         torch.manual_seed(plan.seed)
         self.plan, self.output = plan, output
         self.easy = EasyVQA()
-        self.tokenizer = build_tokenizer(self._texts())
+        self.tokenizer = self._tokenizer()
         self.model = build_model(self.tokenizer)
         self.namer = PatchNamer()
         config = self.model.config
@@ -215,6 +216,13 @@ class Training:
         self.stage, self.step = "tower", 0
         self.optimizers = self._optimizers()
         self.seconds = 0.0
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        """Built once per run: a resumed run keeps the one it began with, whatever the questions are by then."""
+        folder = self.output / "tokenizer"
+        if not folder.exists():
+            build_tokenizer(self._texts()).save_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def _texts(self) -> list[str]:
         easy = [q.question for questions in self.easy.questions.values() for q in questions]
@@ -241,9 +249,9 @@ class Training:
             features = image_features(self.model, pixel_tensor(batch))
             naming, named = self.namer.loss(features, batch)
             if self.stage == "tower":
-                return naming, {"naming": float(naming), "named": named}
+                return naming, {"naming": naming.item(), "named": named}
             answer, right = answer_loss(self.model, features, self.pack(batch))
-        figures = {"answer": float(answer), "right": right, "naming": float(naming), "named": named}
+        figures = {"answer": answer.item(), "right": right, "naming": naming.item(), "named": named}
         return answer + self.plan.auxiliary * naming, figures
 
     def run(self) -> None:
@@ -266,7 +274,7 @@ class Training:
             self.optimizers.step(loss, rate_at(self.step, steps, peak, self.plan.warmup))
             self.step += 1
             self.seconds += time.perf_counter() - started
-            if self.step % 10 == 0:
+            if self.step % 10 == 0 or self.step == steps:
                 self._log(figures)
             if self.step % 100 == 0 or self.step == steps:
                 self._save_checkpoint()
@@ -303,8 +311,16 @@ class Training:
         self.optimizers.load(state["optimizers"])
 
     def export(self) -> None:
-        """Weights in bfloat16, tokenizer and processor, as `from_pretrained` wants them."""
+        """Weights in bfloat16, tokenizer and processor, as `from_pretrained` wants them, and the training curve."""
         folder = self.output / "model"
+        rows = [json.loads(line) for line in (self.output / "log.jsonl").read_text().splitlines()]
+        plot_training_curve(
+            rows,
+            folder / "curve.png",
+            title="Training of shapes-llava",
+            losses={"answer": "answer tokens", "naming": "naming of patches"},
+            shares={"right": "answer tokens", "named": "patches of objects"},
+        )
         self.model.eval().to(torch.bfloat16).save_pretrained(folder)
         build_processor(self.tokenizer).save_pretrained(folder)
 

@@ -3,8 +3,10 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -194,21 +196,26 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
 ) -> None:
     from coremat import lmms_model
 
-    folder, calls, real = tmp_path / "run", [], lmms_model.answer
+    folder, calls, real = tmp_path / "run", [], lmms_model.answering
 
-    def interrupted(*args: object, **kwargs: object) -> object:
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(args)
-        return real(*args, **kwargs)
+    @contextmanager
+    def interrupted(*args: Any) -> Iterator[Callable]:
+        def answer(*batch: Any) -> Any:
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            calls.append(batch)
+            return whole(*batch)
+
+        with real(*args) as whole:
+            yield answer
 
     command = ("eval", "--tasks", "shapes", "--methods", "dense", "--limit", 8, "--batch-size", 2, "--output", folder)
-    monkeypatch.setattr(lmms_model, "answer", interrupted)
+    monkeypatch.setattr(lmms_model, "answering", interrupted)
     code, _, err = run(*command)
     assert code == 130
     assert f"--output {folder}" in err.replace("\n", "")
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 4
-    monkeypatch.setattr(lmms_model, "answer", real)
+    monkeypatch.setattr(lmms_model, "answering", real)
     code, _, _ = run(*command)
     assert code == 0
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 8
