@@ -21,6 +21,8 @@ from coremat.results.record import Record, read_samples, write_text_atomic
 from coremat.tasks.runner import evaluate
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
+BATCH_SIZE = 64
+SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
 BUDGET = 36  # image tokens, a quarter of 144
 KEPT = ("record.json", "table.md", "table.csv", "table.tex")
 
@@ -32,25 +34,31 @@ class Run:
     name: str
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
+    limit: int | None = None
 
     @property
     def command(self) -> str:
         return (
             f"coremat eval --tasks {','.join(self.tasks)} --methods {','.join(self.methods)} "
-            f"--limit all --batch-size {BATCH_SIZE}"
+            f"--limit {self.limit or 'all'} --batch-size {BATCH_SIZE}"
         )
 
 
-BATCH_SIZE = 64
-TOKEN_METHODS = ("core-tokens", "random-tokens", "attention-tokens", "projection-tokens", "fewest-core-tokens")
+BUDGET_NAMES = (
+    "core-tokens",
+    "random-tokens",
+    "attention-tokens",
+    "projection-tokens",
+    "fewest-core-tokens",
+    "core-tokens:voters=text",
+    "core-tokens:voters=last",
+)
 
 
 def neuron_methods() -> tuple[str, ...]:
-    kinds = (
-        "core-neurons:beta={}",
-        "core-neurons:beta={}:neurons_in_prefill=true:prune_layer=1",
-        "random-neurons:beta={}",
-    )
+    """Core neurons from the second token on, in the prefill too (from the second layer on), and random ones."""
+    in_prefill = "core-neurons:beta={}:neurons_in_prefill=true:prune_layer=1"
+    kinds = ("core-neurons:beta={}", in_prefill, "random-neurons:beta={}")
     return ("dense", *(kind.format(ratio) for kind in kinds for ratio in RATIOS))
 
 
@@ -60,28 +68,28 @@ def layer_methods(layers: int) -> tuple[str, ...]:
 
 
 def budget_methods(prune_layers: Sequence[int]) -> tuple[str, ...]:
-    names = (*TOKEN_METHODS, "core-tokens:voters=text", "core-tokens:voters=last")
-    return ("dense", *(f"{name}:tokens={BUDGET}:prune_layer={p}" for p in prune_layers for name in names))
+    return ("dense", *(at_budget(name, layer) for layer in prune_layers for name in BUDGET_NAMES))
+
+
+def at_budget(name: str, layer: int) -> str:
+    return f"{name}:tokens={BUDGET}:prune_layer={layer}"
 
 
 def runs(loaded: LoadedModel) -> tuple[Run, ...]:
     layers = loaded.model.config.get_text_config().num_hidden_layers
     return (
-        Run("default", ("easyvqa", "shapes"), DEFAULT_METHODS),
         Run("prune-layer", ("shapes_validation",), layer_methods(layers)),
-        Run("neuron-ratio", ("shapes",), neuron_methods()),
-        Run("token-budget", ("shapes",), budget_methods(sorted({2, loaded.prune_layer}))),
+        Run("default", ("easyvqa", "shapes"), DEFAULT_METHODS),
+        Run("neuron-ratio", ("shapes",), neuron_methods(), SWEEP_LIMIT),
+        Run("token-budget", ("shapes",), budget_methods(sorted({2, loaded.prune_layer})), SWEEP_LIMIT),
     )
 
 
 def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> tuple[Record, pandas.DataFrame]:
-    """Evaluate (or go on, or read what is finished) in `work`, and copy what is kept to `output`."""
+    """Evaluate in `work`, going on where it was stopped, and copy what is kept to `output`."""
     folder, kept = work / run.name, output / run.name
-    if (folder / "record.json").exists():
-        record = Record.read(folder)
-    else:
-        configs = {spec: parse_method(spec, prune_layer=loaded.prune_layer) for spec in run.methods}
-        record = evaluate(loaded, run.tasks, configs, None, BATCH_SIZE, 0, folder)
+    configs = {spec: parse_method(spec, prune_layer=loaded.prune_layer) for spec in run.methods}
+    record = evaluate(loaded, run.tasks, configs, run.limit, BATCH_SIZE, 0, folder)
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(folder / name, kept / name)
@@ -108,16 +116,9 @@ def report_default(samples: pandas.DataFrame, folder: Path) -> None:
 
 
 def report_budget(samples: pandas.DataFrame, folder: Path, prune_layers: Sequence[int]) -> None:
-    def spec(name: str, layer: int) -> str:
-        return f"{name}:tokens={BUDGET}:prune_layer={layer}"
-
-    others = [name for name in budget_names() if name != "core-tokens"]
-    pairs = [(spec("core-tokens", p), spec(other, p)) for p in prune_layers for other in others]
+    first, *others = BUDGET_NAMES
+    pairs = [(at_budget(first, layer), at_budget(other, layer)) for layer in prune_layers for other in others]
     save(compare(samples, pairs), folder / "comparisons.csv")
-
-
-def budget_names() -> tuple[str, ...]:
-    return (*TOKEN_METHODS, "core-tokens:voters=text", "core-tokens:voters=last")
 
 
 def report_neurons(record: Record, samples: pandas.DataFrame, folder: Path) -> None:
@@ -169,10 +170,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the records that are kept")
     parser.add_argument("--work", type=Path, default=Path("coremat-runs/reference"), help="folder of single answers")
+    parser.add_argument("--only", help="one run by its name; all by default")
     given = parser.parse_args()
     loaded = load(BUNDLED)
     layers = sorted({2, loaded.prune_layer})
     for run in runs(loaded):
+        if given.only not in (None, run.name):
+            continue
         print(run.command, flush=True)
         record, samples = measure(loaded, run, given.work, given.output)
         folder = given.output / run.name

@@ -349,12 +349,16 @@ ASK: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 
 
 def make_questions(
-    scene: Scene, seed: int | tuple[int, ...], count: int, more: tuple[str, ...] = EASY_KINDS
+    scene: Scene,
+    seed: int | tuple[int, ...],
+    count: int,
+    once: tuple[str, ...] = KINDS,
+    more: tuple[str, ...] = EASY_KINDS,
 ) -> list[Question]:
-    """`count` questions, no two alike: one of each kind that the scene allows, then of the kinds `more`."""
+    """`count` questions, no two alike: one of each kind `once` that the scene allows, then of the kinds `more`."""
     rng = np.random.default_rng(seed)
     asked: dict[str, Question] = {}
-    kinds = [*rng.permutation(KINDS), *rng.choice(more, 6 * count)]
+    kinds = [*rng.permutation(once), *rng.choice(more, 6 * count)]
     for kind in kinds:
         question = ASK[str(kind)](scene, rng)
         if question is not None:

@@ -30,7 +30,8 @@ from coremat.tasks.training.architecture import PATCH
 
 EASY_COLORS = ("black", "brown", "gray", "teal")
 EASY_SHAPES = ("rectangle",)
-HARD_KINDS = ("location", "relation")  # asked more than once about a scene: they are learned last
+HARD_KINDS = ("location", "relation")  # asked most: they are learned last
+OTHERS = 4  # questions of all kinds on a scene; the rest are hard ones
 COLOR_LABELS = ("ground", *COLORS, *EASY_COLORS, SIGN)
 SHAPE_LABELS = ("ground", *SHAPES, *EASY_SHAPES, *DIGITS, *WORDS)
 
@@ -122,8 +123,14 @@ def examples(
             yield easy.example(int(rng.choice(ids)), rng, asked)
         else:
             scene = make_scene((seed, number), most=most_objects)
-            yield shapes_example(scene, make_questions(scene, (seed, number, 1), asked, more=HARD_KINDS))
+            yield shapes_example(scene, _questions(scene, (seed, number), asked))
         number += 1
+
+
+def _questions(scene: Scene, seed: tuple[int, int], asked: int) -> list[Question]:
+    others = make_questions(scene, (*seed, 1), min(OTHERS, asked))
+    hard = make_questions(scene, (*seed, 2), asked, once=(), more=HARD_KINDS)
+    return list(dict.fromkeys(others + hard))[:asked]
 
 
 def pixel_tensor(batch: list[Example]) -> torch.Tensor:

@@ -46,7 +46,7 @@ class Plan:
 
     tower_steps: int = 600
     tower_batch: int = 64
-    whole_steps: int = 3300
+    whole_steps: int = 3800
     whole_batch: int = 32
     questions: int = 10
     tower_rate: float = 2e-3
