@@ -114,4 +114,6 @@ def parse_limit(text: str, model: str) -> int | float | None:
 def _how_many(limit: int | float | None) -> str:
     if limit is None:
         return "all questions"
-    return f"{limit:.0%} of the questions" if limit < 1 else f"{limit} questions each (a fixed, shuffled subset)"
+    if limit < 1:
+        return f"the first {limit:.0%} of the questions of each"
+    return f"the first {limit} questions of each (the bundled tasks are stored shuffled, by a fixed seed)"

@@ -1,6 +1,7 @@
 """From what a user types (a known name, a hub id, a folder) to a model, its processor and its own defaults."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -60,6 +61,7 @@ def bundled_folder() -> Path:
 
 def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     """Load a known name, a folder or a hub id. Raises UnknownNameError, ModelError, UnsupportedError or ConfigError."""
+    _quiet()
     source = _source(name_or_path)
     place, kind = pick_device(device), pick_dtype(dtype)
     config = _config(source)
@@ -78,6 +80,14 @@ def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> Loaded
         device=place,
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def _quiet() -> None:
+    """No bars and no tales of retries: what goes wrong is said in one sentence by the error."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _source(name: str) -> str:

@@ -30,7 +30,7 @@ from coremat.tasks.training.architecture import PATCH
 
 EASY_COLORS = ("black", "brown", "gray", "teal")
 EASY_SHAPES = ("rectangle",)
-HARD_KINDS = ("location", "relation")  # asked most: they are learned last
+HARD_KINDS = ("location", "relation", "relation", "relation")  # asked most: they are learned last
 OTHERS = 4  # questions of all kinds on a scene; the rest are hard ones
 COLOR_LABELS = ("ground", *COLORS, *EASY_COLORS, SIGN)
 SHAPE_LABELS = ("ground", *SHAPES, *EASY_SHAPES, *DIGITS, *WORDS)
