@@ -14,6 +14,7 @@ from transformers import (
 from coremat.tasks.shapes.generator import COLORS, DIGITS, IMAGE_SIZE, NUMBERS, SHAPES, SIGN, WORDS
 
 PATCH = 8
+PRUNE_LAYER = 4  # where CoreMatching was best on the validation split: results/reference/prune-layer
 HIDDEN = 128
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 
@@ -122,6 +123,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
         vision_feature_layer=-1,
+        coremat_prune_layer=PRUNE_LAYER,
         vision_feature_select_strategy="default",
     )
     model = LlavaForConditionalGeneration(config)
