@@ -77,7 +77,7 @@ def plot_sweep(
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         _ticks(axes, points[x])
         if by is not None or anchor is not None:
-            figure.legend(*_lines_first(axes), loc="outside right upper", title=by, alignment="left")
+            figure.legend(*_lines_first(axes), loc="outside right center", title=by, alignment="left")
         return _save(figure, path)
 
 
