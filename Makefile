@@ -26,6 +26,6 @@ check: install
 test: check
 	$(BIN)/pytest
 
-# The measured runs that README quotes; about 40 minutes on two cores.
+# The measured runs that README quotes; about 25 minutes on two cores.
 reference: install
 	$(BIN)/python -m coremat.tasks.reference --output results/reference

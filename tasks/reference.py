@@ -129,7 +129,7 @@ def report_neurons(record: Record, samples: pandas.DataFrame, folder: Path) -> N
         name, _, options = row.method.partition(":beta=")
         if options:
             ratio, _, prefill = options.partition(":")
-            label = f"{name}, prefill too" if prefill else f"{name}, from the second token on"
+            label = f"{name}, prefill too" if prefill else name
             lines.append({"ratio": float(ratio), "score": row.score, "error": row.stderr, "neurons": label})
     plot_sweep(
         pandas.DataFrame(lines),
@@ -138,7 +138,7 @@ def report_neurons(record: Record, samples: pandas.DataFrame, folder: Path) -> N
         y="score",
         by="neurons",
         error="error",
-        title="Accuracy by share of neurons kept (shapes)",
+        title="Accuracy by share of neurons kept while decoding (shapes)",
         x_label="neurons kept (share of each FFN)",
         y_label="accuracy (%)",
         anchor=next(row.score for row in rows if row.method == "dense"),
