@@ -19,8 +19,8 @@ eval: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p $(VENV)/typed/coremat
-	ln -sfn $(addprefix $(CURDIR)/,$(wildcard coremat/*) cli tasks results) $(VENV)/typed/coremat/
+	@mkdir -p $(VENV)/typed/coremat
+	@ln -sfn $(addprefix $(CURDIR)/,$(wildcard coremat/*) cli tasks results) $(VENV)/typed/coremat/
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package coremat
 
 test: check

@@ -222,12 +222,15 @@ def _mean(rows: Iterable[Row], name: str) -> float | None:
 
 
 def _keep_ratios(table: PaperTable, record: Record, columns: Mapping[str, str]) -> Iterator[Cells]:
-    """Table 1: core neurons alone, at the ratio `beta` of the record, on each of its tasks."""
-    ratio = record.config.get("beta")
-    rows = [row for row in record.rows if row.method == "core-neurons"] if isinstance(ratio, (int, float)) else []
-    for task in dict.fromkeys(row.task for row in rows):
-        score = next(row.score for row in rows if row.task == task)
-        yield {"method": "core-neurons", "task": task, "keep_ratio": ratio, "accuracy_percent": score}
+    """Table 1: every method of the record that prunes nothing but to core neurons, at its ratio, on each task."""
+    seen = set()
+    for row in record.rows:
+        config = record.config.get("methods", {}).get(row.method, {})
+        alone = config.get("neurons") == "core" and config.get("tokens") == "all"
+        if alone and (row.method, row.task) not in seen:  # the first metric of a task is its main one
+            seen.add((row.method, row.task))
+            cells = {"method": row.method, "task": row.task, "keep_ratio": config["beta"]}
+            yield cells | {"accuracy_percent": row.score}
 
 
 def _core_tokens(table: PaperTable, record: Record, columns: Mapping[str, str]) -> Iterator[Cells]:
@@ -295,7 +298,10 @@ def _record_notes(table: PaperTable, record: Record, columns: Mapping[str, str])
         yield f"{record.model}: nothing in this record belongs to this table (its tasks: {tasks or 'none'})."
         return
     rows = _by_column(record.rows, table, columns).values() or record.rows
-    samples = {row.task: f"{row.task} {row.samples}" for row in rows}
-    yield f"{record.model}, measured samples: {', '.join(samples.values())}."
+    samples: dict[str, int] = {}
+    for row in rows:
+        samples.setdefault(row.task, row.samples)  # of its main metric, which comes first
+    counts = ", ".join(f"{task} {count}" for task, count in samples.items())
+    yield f"{record.model}, measured samples: {counts}."
     if "prefill_tflops" in table.columns:
         yield f"{record.model}, {flops_note(record)}"

@@ -28,7 +28,7 @@ ROW = Row(
     prefill_tflops=2.134,
 )
 POPE = replace(ROW, task="pope", score=85.0, samples=8910, image_tokens_kept=80.5, prefill_tflops=2.3)
-RECORD = Record("llava-1.5-7b", (ROW, POPE), {"beta": 0.4, "flops_convention": "2*MAC", "prompt_tokens": 610})
+RECORD = Record("llava-1.5-7b", (ROW, POPE), {"flops_convention": "2*MAC", "prompt_tokens": 610})
 
 
 def ours(frame: pandas.DataFrame, source: str = "measured") -> list[dict[str, object]]:
@@ -142,7 +142,7 @@ def test_no_number_moves_from_paper_to_measured(number):
     """A record of nothing but names and unmeasured scores leaves every cell of numbers empty."""
     tasks = [name for name in paper_table(number).columns if name not in TEXT_COLUMNS]
     rows = [Row(method=m, task=t, metric="m", samples=1) for m in ("corematching", "core-neurons") for t in tasks]
-    frame = beside_frame(number, [Record("llava-1.5-7b", tuple(rows), {"beta": 0.4})])
+    frame = beside_frame(number, [Record("llava-1.5-7b", tuple(rows), neurons_alone(0.4))])
     for row in ours(frame):
         assert set(row) <= {"source", "model", "method", "task", "keep_ratio"}
     assert not ours(frame, "difference")
@@ -190,9 +190,28 @@ def test_video_table_says_the_measured_model():
     ]
 
 
+def neurons_alone(beta: float, **others: dict) -> dict:
+    """The config of a record in which core-neurons ran at this ratio."""
+    return {"methods": {"core-neurons": {"neurons": "core", "tokens": "all", "beta": beta}, **others}}
+
+
+def test_a_sweep_in_one_record_gives_a_row_for_each_ratio():
+    methods = {f"core-neurons:beta={b}": {"neurons": "core", "tokens": "all", "beta": b} for b in (0.2, 0.6)}
+    other = {"corematching": {"neurons": "core", "tokens": "knee", "beta": 0.4}}
+    rows = tuple(replace(ROW, method=name) for name in (*methods, *other))
+    measured = ours(beside_frame(1, [Record("llava-1.5-7b", rows, {"methods": methods | other})]))
+    assert [(row["method"], row["keep_ratio"]) for row in measured] == list(zip(methods, (0.2, 0.6), strict=True))
+
+
+def test_samples_in_the_notes_are_those_of_the_main_metric():
+    rows = (replace(ROW, method="core-neurons"), replace(ROW, method="core-neurons", metric="f1", samples=3))
+    notes = beside(1, [Record("m", rows, neurons_alone(0.4))]).notes
+    assert f"m, measured samples: gqa {ROW.samples}." in notes
+
+
 def test_keep_ratios_of_table_1():
     rows = (replace(ROW, method="core-neurons"), replace(ROW, method="core-neurons", metric="f1", score=1.0), POPE)
-    records = [Record("llava-1.5-7b", rows, {"beta": beta}) for beta in (0.2, 1.0)]
+    records = [Record("llava-1.5-7b", rows, neurons_alone(beta)) for beta in (0.2, 1.0)]
     frame = beside_frame(1, records)
     common = {"source": "measured", "model": "llava-1.5-7b", "method": "core-neurons", "task": "gqa"}
     assert ours(frame) == [common | {"keep_ratio": beta, "accuracy_percent": 62.34} for beta in (0.2, 1.0)]
