@@ -192,6 +192,14 @@ def test_a_prompt_read_in_pieces(model, config, size):
         answer(model, batch("one"), prefill_chunk_size=size)
 
 
+def test_prompts_padded_on_the_right(model):
+    """The first new token would come out of padding."""
+    inputs = batch("left-padded")
+    turned = {name: inputs[name].flip(1) for name in ("input_ids", "attention_mask")}
+    with coremat.apply(model, CONFIG), refused(UnsupportedError, "padded on the right"):
+        model(**inputs | turned)
+
+
 def test_speculative_decoding(model):
     """Tokens that are proposed together with the prompt would vote, and be checked against every neuron."""
     with coremat.apply(model, CONFIG), refused(UnsupportedError, "prompt_lookup_num_tokens"):
