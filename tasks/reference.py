@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
 
@@ -17,7 +18,7 @@ from coremat.loading import BUNDLED, LoadedModel, load
 from coremat.methods import DEFAULT_METHODS, parse_method
 from coremat.results.analysis import accuracy_by, compare, with_answer_length
 from coremat.results.plots import plot_sweep
-from coremat.results.record import Record, read_samples, write_text_atomic
+from coremat.results.record import Record, Row, read_samples, write_text_atomic
 from coremat.tasks.runner import evaluate
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -123,47 +124,37 @@ def report_budget(samples: pandas.DataFrame, folder: Path, prune_layers: Sequenc
 
 def report_neurons(record: Record, samples: pandas.DataFrame, folder: Path) -> None:
     save(accuracy_by(with_answer_length(samples), "answer_tokens"), folder / "accuracy_by_answer_length.csv")
-    rows = [row for row in record.rows if row.metric == "accuracy"]
-    lines = []
-    for row in rows:
+    points = []
+    for row in accuracies(record):
         name, _, options = row.method.partition(":beta=")
         if options:
             ratio, _, prefill = options.partition(":")
             label = f"{name}, prefill too" if prefill else name
-            lines.append({"ratio": float(ratio), "score": row.score, "error": row.stderr, "neurons": label})
-    plot_sweep(
-        pandas.DataFrame(lines),
-        folder / "neuron_ratio.png",
-        x="ratio",
-        y="score",
-        by="neurons",
-        error="error",
-        title="Accuracy by share of neurons kept while decoding (shapes)",
-        x_label="neurons kept (share of each FFN)",
-        y_label="accuracy (%)",
-        anchor=next(row.score for row in rows if row.method == "dense"),
-    )
+            points.append({"ratio": float(ratio), "score": row.score, "error": row.stderr, "neurons": label})
+    title = "Accuracy by share of neurons kept while decoding (shapes)"
+    draw(record, points, folder / "neuron_ratio.png", title, x_label="neurons kept (share of each FFN)")
 
 
 def report_layers(record: Record, folder: Path) -> None:
-    rows = [row for row in record.rows if row.metric == "accuracy"]
-    lines = [
+    points = [
         {"layer": int(row.method.rsplit("=", 1)[1]), "score": row.score, "error": row.stderr, "method": name}
-        for row in rows
+        for row in accuracies(record)
         if (name := row.method.rpartition(":prune_layer=")[0])
     ]
-    plot_sweep(
-        pandas.DataFrame(lines),
-        folder / "prune_layer.png",
-        x="layer",
-        y="score",
-        by="method",
-        error="error",
-        title="Accuracy by pruning layer (shapes, validation)",
-        x_label="decoder layers that see every token",
-        y_label="accuracy (%)",
-        anchor=next(row.score for row in rows if row.method == "dense"),
-    )
+    title = "Accuracy by pruning layer (shapes, validation)"
+    draw(record, points, folder / "prune_layer.png", title, x_label="decoder layers that see every token")
+
+
+def accuracies(record: Record) -> list[Row]:
+    return [row for row in record.rows if row.metric == "accuracy"]
+
+
+def draw(record: Record, points: list[dict[str, Any]], path: Path, title: str, x_label: str) -> None:
+    """Scores over what varies (a point's first key), a line for each kind (its last), the dense score dashed."""
+    x, *_, by = points[0]
+    dense = next(row.score for row in accuracies(record) if row.method == "dense")
+    labels = {"title": title, "x_label": x_label, "y_label": "accuracy (%)"}
+    plot_sweep(pandas.DataFrame(points), path, x=x, y="score", by=by, error="error", anchor=dense, **labels)
 
 
 def main() -> None:
