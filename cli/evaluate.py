@@ -9,14 +9,15 @@ import typer
 from coremat.cli import console
 from coremat.cli.options import Device, Dtype, Model, Seed
 from coremat.errors import ConfigError
+from coremat.methods import DEFAULT_METHODS, parse_method
 
 if TYPE_CHECKING:
     from coremat.loading import LoadedModel
     from coremat.results.record import Record
 
 TASKS = "easyvqa,shapes"
-METHODS = "dense,corematching,core-tokens,core-neurons,random-tokens,random-neurons"
-BUNDLED_MODEL = "shapes-llava"
+METHODS = ",".join(DEFAULT_METHODS)
+BUNDLED_MODEL = "shapes-llava"  # coremat.loading.BUNDLED, which would bring torch along
 BUNDLED_LIMIT = 400  # questions per task: minutes on two cores; the bundled tasks are stored in a shuffled order
 
 
@@ -44,7 +45,6 @@ def evaluate(
     specs = _names("methods", methods)
     number = parse_limit(limit, model)
     from coremat.loading import load
-    from coremat.methods import parse_method
     from coremat.tasks import resolve_task
 
     for spec in specs:
@@ -66,7 +66,6 @@ def _run(
     seed: int,
     folder: Path,
 ) -> "Record":
-    from coremat.methods import parse_method
     from coremat.patch import apply
     from coremat.tasks.runner import evaluate as run_evaluation
 

@@ -115,7 +115,7 @@ def pick_device(device: str) -> str:
 
 
 def pick_dtype(dtype: str) -> torch.dtype | str:
-    """ "auto" is float32 on a small model's account: `_model` decides when it knows the device and the checkpoint."""
+    """The torch dtype of a name; "auto" stays what it is, for `_model` knows the device."""
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
     return DTYPES.get(dtype, "auto")

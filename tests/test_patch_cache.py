@@ -12,6 +12,20 @@ from coremat import SparsityConfig
 CONFIG = SparsityConfig(tokens=5)
 
 
+def test_cropping_takes_columns_off_the_end_of_a_short_cache(model):
+    """In every version of transformers: some ask for a number to remove, some for the length to keep."""
+    with coremat.apply(model, CONFIG):
+        cache = answer(model, batch("one"), new=4).cache
+        columns, length = cache.layers[0].keys.shape[2], cache.get_seq_length()
+        for layer in cache.layers:
+            layer.crop(-2)
+        assert {layer.keys.shape[2] for layer in cache.layers} == {columns - 2}
+        assert cache.get_seq_length() == length - 2
+        for layer in cache.layers:
+            layer.crop(length - 3)
+        assert {layer.values.shape[2] for layer in cache.layers} == {columns - 3}
+
+
 def second_turn(model, inputs, new_ids):
     """Answer, then go on with the cache that came back."""
     first = model.generate(**inputs, do_sample=False, max_new_tokens=4, return_dict_in_generate=True)

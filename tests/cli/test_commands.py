@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from coremat.cli import main as cli
-from coremat.loading import bundled_folder
+from coremat.cli.evaluate import BUNDLED_MODEL
+from coremat.loading import BUNDLED, bundled_folder
 from coremat.tasks.shapes.generator import make_scene
 
 Run = Callable[..., tuple[int, str, str]]
@@ -107,6 +108,10 @@ def test_table_prints_each_table_of_the_paper(run: Run, number: int) -> None:
     code, out, _ = run("table", number, "--format", "csv")
     assert code == 0
     assert "paper" in out
+
+
+def test_the_default_model_is_the_bundled_one() -> None:
+    assert BUNDLED_MODEL == BUNDLED
 
 
 def test_version(run: Run) -> None:
