@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install eval test check reference
+.PHONY: install eval bench test check reference
 
 install: $(VENV)/installed
 
@@ -25,6 +25,10 @@ check: install
 
 test: check
 	$(BIN)/pytest
+
+# Speed beside its limits, on two cores in about 20 minutes; nothing else should run meanwhile.
+bench: install
+	$(BIN)/python -m coremat.tasks.benchmark --output results/reference
 
 # The measured runs that README quotes; about 25 minutes on two cores.
 reference: install

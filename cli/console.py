@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from coremat.tasks.runner import Step
+    from coremat.progress import Step
 
 NARROWEST = 120  # columns that a table gets where there is no terminal to ask
 
@@ -40,8 +40,8 @@ def fail(text: str) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[["Step"], None]]:
-    """One bar over all answers of a run, with the time that is left."""
+def progress(begin: str = "loading tasks") -> Iterator[Callable[["Step"], None]]:
+    """One bar over a whole run, with the time that is left."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -60,5 +60,5 @@ def progress() -> Iterator[Callable[["Step"], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_console(stderr=True)) as bar:
-        line = bar.add_task("loading tasks", total=None)
+        line = bar.add_task(begin, total=None)
         yield lambda step: bar.update(line, total=step.total, description=step.description, advance=step.advance)

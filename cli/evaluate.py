@@ -41,8 +41,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate methods on tasks; write record.json, samples.jsonl and tables; print the table."""
-    asked = _names("tasks", tasks)
-    specs = _names("methods", methods)
+    asked = names("tasks", tasks)
+    specs = names("methods", methods)
     number = parse_limit(limit, model)
     from coremat.loading import load
     from coremat.tasks import resolve_task
@@ -88,7 +88,7 @@ def _show(record: "Record", folder: Path) -> None:
     console.say(f"record: {folder / 'record.json'} (also samples.jsonl, table.md, table.csv, table.tex)")
 
 
-def _names(option: str, text: str) -> list[str]:
+def names(option: str, text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise ConfigError(f"--{option} is {text!r}; accepted: at least one name.")

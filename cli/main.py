@@ -7,6 +7,7 @@ import typer
 
 from coremat import __version__
 from coremat.cli import console
+from coremat.cli.bench import bench
 from coremat.cli.evaluate import evaluate
 from coremat.cli.listing import methods, models, tasks
 from coremat.cli.run import run
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("eval")(evaluate)
+app.command("bench")(bench)
 app.command("run")(run)
 app.command("table")(table)
 

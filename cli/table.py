@@ -13,17 +13,17 @@ FORMATS = ("rich", "markdown", "csv", "latex")
 
 def table(
     number: Annotated[int, typer.Argument(help="1 to 8.")],
-    record: Annotated[list[Path] | None, typer.Option(help="A run's folder or record.json; may be repeated.")] = None,
+    record: Annotated[list[Path] | None, typer.Option(help="Folder or record.json of a run; may be repeated.")] = None,
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS) + ".")] = "rich",
 ) -> None:
     """Print a table of the paper; rows that were measured here stand below the paper's."""
     if form not in FORMATS:
         raise ConfigError(f"--format is {form!r}; accepted: {', '.join(FORMATS)}.")
+    from coremat.results.bench_record import read_any
     from coremat.results.paper import beside
-    from coremat.results.record import Record
     from coremat.results.tables import render, to_rich
 
-    result = beside(number, [Record.read(path) for path in record or []])
+    result = beside(number, [read_any(path) for path in record or []])
     if form == "rich":
         console.show(to_rich(result))
     else:

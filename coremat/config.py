@@ -9,6 +9,7 @@ TOKEN_SCORES = ("core-neurons", "attention", "projection", "random", "fewest-cor
 NEURON_CHOICES = ("core", "random", "all")
 VOTERS = ("all", "text", "last")
 KNEES = ("unsigned", "signed")
+NEURON_SETS = ("sequence", "batch")
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -41,6 +42,8 @@ class SparsityConfig:
     voters: the tokens that vote for core neurons: "all" (the paper), "text" or "last" (the last prompt token).
     knee: "unsigned" (the paper and its release: farthest from the chord on either side) or "signed" (below it only).
     neurons_in_prefill: from `prune_layer` on, let the prefill too go through the core neurons only.
+    neuron_sets: while decoding a batch, a set of core neurons for each "sequence" (the paper) or one for the "batch",
+        by the votes of all its sequences: as fast as one sequence's, though what is answered depends on the company.
     seed: of random scores and random neurons.
     """
 
@@ -53,6 +56,7 @@ class SparsityConfig:
     voters: str = "all"
     knee: str = "unsigned"
     neurons_in_prefill: bool = False
+    neuron_sets: str = "sequence"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +65,9 @@ class SparsityConfig:
         _one_of("neurons", self.neurons, NEURON_CHOICES)
         _one_of("voters", self.voters, VOTERS)
         _one_of("knee", self.knee, KNEES)
+        _one_of("neuron_sets", self.neuron_sets, NEURON_SETS)
+        if self.neuron_sets == "batch" and self.neurons != "core":
+            raise ConfigError(f"neuron_sets is 'batch' with neurons {self.neurons!r}; accepted with it: core.")
         _share("alpha", self.alpha)
         _share("beta", self.beta)
         _whole("prune_layer", self.prune_layer, least=1)

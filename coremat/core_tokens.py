@@ -6,6 +6,7 @@ Pure functions. Scores are one number per image token of one sequence; larger is
 import torch
 
 from coremat.config import as_fraction
+from coremat.core_neurons import activated, count_true
 
 
 def core_neuron_counts(activations: torch.Tensor, core: torch.Tensor) -> torch.Tensor:
@@ -13,7 +14,7 @@ def core_neuron_counts(activations: torch.Tensor, core: torch.Tensor) -> torch.T
 
     activations: [B, T, F]; core: bool [B, F]. Returns int64 [B, T].
     """
-    return ((activations > 0) & core[:, None]).sum(-1)
+    return count_true(activated(activations) & core[:, None])
 
 
 def knee(descending: torch.Tensor, signed: bool = False) -> int:

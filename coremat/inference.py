@@ -1,6 +1,5 @@
 """One batch of conversations in, answers with their times and figures out: what eval and run both stand on."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,6 +16,7 @@ from coremat.errors import DataError
 from coremat.loading import LoadedModel
 from coremat.patch import Session, apply
 from coremat.prompt import SequenceStats
+from coremat.stopwatch import Marks
 
 Conversation = list[dict[str, Any]]
 
@@ -33,16 +33,14 @@ class Answer:
     stats: SequenceStats
 
 
-class _Ticks(LogitsProcessor):
-    """Changes nothing; notes when the scores of each new token were there."""
+class TokenMarks(LogitsProcessor):
+    """Changes nothing; marks when the scores of each new token are there."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.times = device, list[float]()
+    def __init__(self, marks: Marks) -> None:
+        self.marks = marks
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.times.append(time.perf_counter())
+        self.marks.mark("token")
         return scores
 
 
@@ -78,16 +76,16 @@ def _answer(
     options = deepcopy(generation)
     until = options.pop("until", None) or []
     inputs = prepare(loaded, conversations)
-    ticks = _Ticks(loaded.model.device)
+    marks = Marks(loaded.model.device)
     session.sample_seeds = sample_seeds
-    started = time.perf_counter()
+    marks.mark("start")
     with torch.inference_mode():
         output = loaded.model.generate(
-            **inputs, **options, logits_processor=LogitsProcessorList([ticks]), return_dict_in_generate=True
+            **inputs, **options, logits_processor=LogitsProcessorList([TokenMarks(marks)]), return_dict_in_generate=True
         )
     stats = session.stats[:: max(1, int(options.get("num_beams", 1)))]
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
-    return _answers(loaded, new, until, [started, *ticks.times], stats)
+    return _answers(loaded, new, until, [moment for _, moment in marks.seconds()], stats)
 
 
 def _answers(

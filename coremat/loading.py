@@ -64,11 +64,7 @@ def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> Loaded
     _quiet()
     source = _source(name_or_path)
     place, kind = pick_device(device), pick_dtype(dtype)
-    config = _config(source)
-    if config.model_type not in ADAPTERS:
-        raise UnsupportedError(
-            f"{name_or_path!r} is of model type {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}."
-        )
+    config = read_config(name_or_path)
     model = _model(source, place, kind)
     adapter_for(model)  # refuses an unexpected shape now rather than in the first batch
     return LoadedModel(
@@ -76,10 +72,26 @@ def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> Loaded
         model=model,
         processor=_processor(source),
         fingerprint=_fingerprint(model),
-        prune_layer=int(getattr(config, "coremat_prune_layer", PRUNE_LAYER)),
+        prune_layer=own_prune_layer(config),
         device=place,
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def read_config(name_or_path: str) -> Any:
+    """The Hugging Face config of what `load` would load. UnsupportedError for a family without an adapter."""
+    _quiet()
+    config = _config(_source(name_or_path))
+    if config.model_type not in ADAPTERS:
+        raise UnsupportedError(
+            f"{name_or_path!r} is of model type {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}."
+        )
+    return config
+
+
+def own_prune_layer(config: Any) -> int:
+    """The model's own default, or the paper's."""
+    return int(getattr(config, "coremat_prune_layer", PRUNE_LAYER))
 
 
 def _quiet() -> None:

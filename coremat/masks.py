@@ -3,6 +3,7 @@
 import torch
 
 from coremat.errors import UnsupportedError
+from coremat.prompt import Columns
 from coremat.short_cache import take
 
 BACKENDS = ("sdpa", "eager", "flash")
@@ -24,14 +25,15 @@ def _form(allowed: torch.Tensor, backend: str, dtype: torch.dtype) -> torch.Tens
 
 
 def narrow_prefill(
-    mask: torch.Tensor | None, index: torch.Tensor, live: torch.Tensor, size: int, backend: str, dtype: torch.dtype
+    mask: torch.Tensor | None, columns: Columns, size: int, backend: str, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """The model's own prefill mask over `size` columns, cut to the columns `index` [B, K] of which `live` are real.
+    """The model's own prefill mask over `size` columns, cut to those that stay.
 
     Stays None (plain causal) where it was and no column is a filler.
     """
-    if mask is None and bool(live.all()):
+    if mask is None and not columns.ragged:
         return None
+    index, live = columns.index, columns.live
     if backend == "flash":
         return live
     if mask is None:

@@ -1,9 +1,10 @@
 """`with coremat.apply(model, config) as session:` makes a Hugging Face model sparse, and dense again on the way out.
 
-All of it is hooks on the unmodified model; weights are never touched. While a prompt is read (the KV cache is
+All of it is hooks on the unmodified model; no weight changes its value. While a prompt is read (the KV cache is
 empty), the input of each `down_proj` gives the votes for core neurons; at layer `prune_layer - 1` it gives the core
 tokens, and from the next layer on only they and the text go further. When the prompt has been read, the first layers'
-cache is cut to the same columns. While decoding, each FFN multiplies with its core rows only.
+cache is cut to the same columns. While decoding, each FFN multiplies with its core rows only (`coremat.engine`).
+Choosing waits for the device once: the scores of the choosing layer come over, the columns that stay go back.
 """
 
 import functools
@@ -15,38 +16,47 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import StaticCache
 
 from coremat.config import SparsityConfig
-from coremat.core_neurons import core_neurons, membership, votes
+from coremat.core_neurons import core_neurons, membership
 from coremat.core_tokens import core_neuron_counts
+from coremat.engine import SparseFFN, check_backend, make_ffn
+from coremat.engine.layout import neuron_major
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.masks import backend_of, decode_mask, narrow_prefill
 from coremat.models import Adapter, adapter_for
 from coremat.projection import attention_row, attention_scores, projection_values
 from coremat.prompt import Columns, Prompt, SequenceStats
-from coremat.selection import keep_tokens, random_neurons, sample_seeds, voting
+from coremat.selection import random_neurons, sample_seeds, voting
 from coremat.short_cache import check_cache, shorten, take
-from coremat.sparse_ffn import CoreFFN
+from coremat.votes import votes
 
 NO_CACHE = "the model runs without a KV cache, with which the choice of tokens and neurons lives: leave use_cache on."
 NOT_IN_ONE_PASS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
-_patched: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
-def apply(model: nn.Module, config: SparsityConfig | None = None) -> Iterator["Session"]:
+def apply(model: nn.Module, config: SparsityConfig | None = None, backend: str = "auto") -> Iterator["Session"]:
     """Run `model` sparsely inside the block. Yields the `Session`, whose `stats` describe the last prompt.
 
-    Raises UnsupportedError for a model without an adapter, ConfigError for a layer it has not or a model in use.
+    backend: how core neurons are computed, one of `coremat.engine.BACKENDS`. Raises UnsupportedError for a model
+    without an adapter or a backend that cannot run it, ConfigError for a layer it has not or a model in use.
     """
-    session = Session(adapter_for(model), config or SparsityConfig())
-    if model in _patched:
+    session = Session(adapter_for(model), config or SparsityConfig(), backend)
+    if model in _sessions:
         raise ConfigError(f"this {type(model).__name__} is already inside coremat.apply; leave that block first.")
     with ExitStack() as undo:
-        _patched.add(model)
-        undo.callback(_patched.discard, model)
+        _sessions[model] = session
+        undo.callback(_sessions.pop, model)
         session._install(undo)
         yield session
+
+
+def session_of(model: nn.Module) -> "Session | None":
+    """The session of the block that this model is in."""
+    return _sessions.get(model)
 
 
 def _replace(module: Any, name: str, method: Callable, undo: ExitStack) -> None:
@@ -59,7 +69,7 @@ def _replace(module: Any, name: str, method: Callable, undo: ExitStack) -> None:
 class Session:
     """One model made sparse. `sample_seeds` (one int per sequence) replaces the seeds of random choices if given."""
 
-    def __init__(self, adapter: Adapter, config: SparsityConfig) -> None:
+    def __init__(self, adapter: Adapter, config: SparsityConfig, backend: str = "auto") -> None:
         self.adapter, self.config = adapter, config
         self.layers = list(adapter.layers)
         if config.prunes_tokens and config.prune_layer >= len(self.layers):
@@ -68,7 +78,9 @@ class Session:
                 f"1 to {len(self.layers) - 1}."
             )
         self.sample_seeds: Sequence[int] | None = None
-        self._ffn = [CoreFFN(adapter.ffn(layer)) for layer in self.layers] if config.prunes_neurons else []
+        check_backend(backend)
+        ffns = [adapter.ffn(layer) for layer in self.layers] if config.prunes_neurons else []
+        self._ffn = [make_ffn(mlp, backend) for mlp in ffns]
         self._signature = inspect.signature(adapter.model.forward)
         self._prompt: Prompt | None = None
         self._prefill = False
@@ -88,6 +100,26 @@ class Session:
         """Memory that holds the core rows."""
         return sum(ffn.bytes for ffn in self._ffn)
 
+    @property
+    def live(self) -> torch.Tensor:
+        """bool [B, K]: which columns of the cache that the last prefill left are tokens, not padding or fillers."""
+        if self._prompt is None:
+            raise ConfigError("no prompt was read in this block yet; let the model read one first.")
+        return self._prompt.there()[0]
+
+    @property
+    def ffn_share(self) -> float:
+        """Share of the FFNs' rows that a decode step needs for at least one sequence of the last prompt."""
+        sets = self._prompt.neurons.values() if self._prompt else ()
+        size = self.adapter.shape.ffn
+        shares = [len(core.unique()) / size for core in sets]
+        return sum(shares) / len(shares) if shares else 1.0
+
+    def settle(self) -> None:
+        """After a prefill: from here on every decode step runs the same code on the same buffers."""
+        for ffn in self._ffn:
+            ffn.settle()
+
     # --- installing ---------------------------------------------------------------------------------------
 
     def _install(self, undo: ExitStack) -> None:
@@ -105,6 +137,7 @@ class Session:
                 down = adapter.ffn(layer).down_proj
                 add(down.register_forward_pre_hook(self._observer(number, chooses)).remove)
             if config.prunes_neurons:
+                undo.enter_context(neuron_major(adapter.ffn(layer)))
                 self._swap_forward(adapter.ffn(layer), self._ffn[number], undo)
 
     def _guard_generate(self, undo: ExitStack) -> None:
@@ -123,7 +156,7 @@ class Session:
 
         _replace(model, "generate", generate, undo)
 
-    def _swap_forward(self, mlp: nn.Module, sparse: CoreFFN, undo: ExitStack) -> None:
+    def _swap_forward(self, mlp: nn.Module, sparse: SparseFFN, undo: ExitStack) -> None:
         """Decode steps take the core rows; the prefill takes whatever forward was there."""
         dense = mlp.forward
 
@@ -190,6 +223,7 @@ class Session:
         prompt, cache = self._prompt, output.past_key_values
         if not self._prefill or prompt is None:
             return
+        self._prefill = False
         if cache is None:
             raise UnsupportedError(NO_CACHE)
         check_cache(cache)
@@ -204,6 +238,8 @@ class Session:
 
     def _layer_hook(self, number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if not self._prefill and isinstance(kwargs.get("past_key_values"), StaticCache):
+                return None  # it brings its own mask (`coremat.graph_decode`), and nothing here may differ by prompt
             columns = self._prompt.columns if self._prompt else None
             if self._prompt is None or columns is None:
                 return None
@@ -226,7 +262,7 @@ class Session:
         narrowed: dict[str, Any] = {"position_embeddings": rotary}
         if kwargs.get("position_ids") is not None:
             narrowed["position_ids"] = take(kwargs["position_ids"], index, 1)
-        mask = narrow_prefill(kwargs.get("attention_mask"), index, columns.live, size, *self._attention)
+        mask = narrow_prefill(kwargs.get("attention_mask"), columns, size, *self._attention)
         return (hidden, *args[1:]), kwargs | narrowed | {"attention_mask": mask}
 
     @property
@@ -257,8 +293,7 @@ class Session:
             if chosen is None:
                 return None
             prompt.neurons[number] = chosen
-            with prompt.gathering.running():
-                self._ffn[number].gather(chosen)
+            self._ffn[number].prepare(chosen, prompt.gathering)
             if self.config.neurons_in_prefill and number >= self.config.prune_layer:
                 return (args[0] * membership(chosen, activations.shape[-1])[:, None],)
             return None
@@ -268,17 +303,19 @@ class Session:
     def _choose(self, prompt: Prompt, number: int, activations: torch.Tensor, tokens: bool) -> torch.Tensor | None:
         """Choose tokens, if this is the layer for it, and return this layer's neurons [B, m], if they are pruned."""
         config, size = self.config, activations.shape[-1]
-        core = None
+        counted = None
         if tokens or config.neurons == "core":
             valid, visual = prompt.there()
-            core = core_neurons(votes(activations, config.alpha, voting(config.voters, valid, visual)), config.beta)
-        if tokens and core is not None:
-            prompt.counts = core_neuron_counts(activations, membership(core, size))
-            scores = self._scores(prompt, prompt.counts, number)
-            prompt.narrow_to(keep_tokens(config, scores, prompt.counts, prompt.visual, prompt.valid, prompt.seeds))
+            counted = votes(activations, config.alpha, voting(config.voters, valid, visual))
+        if tokens and counted is not None:
+            own = core_neurons(counted, config.beta)
+            counts = core_neuron_counts(activations, membership(own, size))
+            prompt.narrow_to(config, counts, self._scores(prompt, counts, number))
         if config.neurons == "random":
             return random_neurons(config, prompt.seeds, number, size).to(activations.device)
-        return core if config.neurons == "core" else None
+        if config.neurons == "all" or counted is None:
+            return None
+        return core_neurons(counted.sum(0, keepdim=True) if config.neuron_sets == "batch" else counted, config.beta)
 
     def _scores(self, prompt: Prompt, counts: torch.Tensor, number: int) -> torch.Tensor | None:
         """[B, S], larger is kept first; None for random ones."""

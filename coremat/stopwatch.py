@@ -1,4 +1,4 @@
-"""Time spent inside marked stretches, on the device that does the work."""
+"""Time on the device that does the work: CUDA events, which wait for nothing until read, or a clock."""
 
 import time
 from collections.abc import Iterator
@@ -7,31 +7,55 @@ from contextlib import contextmanager
 import torch
 
 
-class Stopwatch:
-    """Adds up stretches. On CUDA it records events, and waits for them only when `seconds` is read."""
+class Marks:
+    """Moments in the order in which they are marked, under names that may come again."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._moments: list[tuple[str, torch.cuda.Event | float]] = []
+
+    def mark(self, name: str) -> None:
+        self._moments.append((name, self._now()))
+
+    def _now(self) -> torch.cuda.Event | float:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> list[tuple[str, float]]:
+        """Every mark with its time since the first; waits for the device."""
+        first = self._moments[0][1] if self._moments else 0.0
+        return [(name, _between(first, moment)) for name, moment in self._moments]
+
+    def clear(self) -> None:
+        self._moments.clear()
+
+
+class Stopwatch:
+    """Adds up stretches. On CUDA it waits for them only when `seconds` is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._marks = Marks(device)
         self._elapsed = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        if not self._cuda:
-            started = time.perf_counter()
-            yield
-            self._elapsed += time.perf_counter() - started
-            return
-        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        pair[0].record()
+        self._marks.mark("begin")
         yield
-        pair[1].record()
-        self._events.append(pair)
+        self._marks.mark("end")
 
     @property
     def seconds(self) -> float:
-        for begin, end in self._events:
-            end.synchronize()
-            self._elapsed += begin.elapsed_time(end) / 1000
-        self._events.clear()
+        times = [moment for _, moment in self._marks.seconds()]
+        self._marks.clear()
+        self._elapsed += sum(times[1::2]) - sum(times[::2])
         return self._elapsed
+
+
+def _between(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(begin, float) or isinstance(end, float):
+        return float(end) - float(begin)  # type: ignore[arg-type]
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000

@@ -1,7 +1,7 @@
 """The eight tables of the paper as data, and what was measured here laid beside them.
 
 Wang et al., CoreMatching, ICML 2025. The numbers are in `paper/table*.csv`, as printed. Beside them a
-measured row holds measured numbers only; what was not measured is an empty cell.
+measured row holds measured numbers only and a projected one is marked; what is not known is an empty cell.
 """
 
 import csv
@@ -14,11 +14,14 @@ from typing import Any
 import pandas
 
 from coremat.errors import UnknownNameError
+from coremat.results.bench_costs import MEASURED, cost_notes, cost_rows
+from coremat.results.bench_record import BenchRecord
 from coremat.results.record import Record, Row
-from coremat.results.tables import Column, Table, count, fixed, flops_note, significant
+from coremat.results.tables import Column, Table, count, fixed, flops_note, mark, significant
 
 SOURCE = "Wang et al., CoreMatching, ICML 2025"
-PAPER, MEASURED, DIFFERENCE = "paper", "measured", "difference"
+PAPER, DIFFERENCE = "paper", "difference"
+COST_TABLE = 3  # memory and time, which a bench measures and an evaluation does not
 
 TITLES = {
     1: "Accuracy by the share of neurons kept",
@@ -39,11 +42,12 @@ _NOTES = {
     2: (_FLOPS,),
     3: (
         _FLOPS,
-        "paper, decode GFLOPs: 0.845 is, by arithmetic, TFLOP for 64 new tokens on 6.6 billion weights.",
-        "An evaluation adds nothing to this table; a bench record on that device would.",
+        "paper, decode TFLOPs: printed as GFLOPs; by arithmetic 0.845 is TFLOP: 64 new tokens on 6.6 billion weights.",
+        "An evaluation adds nothing to this table; a bench record does, one prompt at a time.",
     ),
     4: (_FLOPS,),
 }
+_NO_SCORES = "a bench measures no scores, and adds nothing to this table."
 
 # Columns that say which row it is; the others hold numbers.
 TEXT_COLUMNS = frozenset(
@@ -71,7 +75,7 @@ HEADINGS = {
     "total_gb": "total\nGB",
     "memory_ratio": "memory\nratio",
     "prefill_latency_s": "prefill\ns",
-    "decode_gflops": "decode\nGFLOPs",
+    "decode_gflops": "decode\nTFLOPs",
     "decode_latency_s": "decode\ns",
     "vqav2": "VQA\nv2",
     "gqa": "GQA",
@@ -96,7 +100,20 @@ HEADINGS = {
     "activitynet_score": "ActivityNet\n0-5",
 }
 
+# Columns of Table 3 alone, and the decimals of a difference there.
+MACHINE_COLUMNS = {
+    "kv_cache_mb": 1,
+    "ffn_gb": 2,
+    "total_gb": 2,
+    "memory_ratio": 2,
+    "prefill_latency_s": 2,
+    "decode_gflops": 3,
+    "decode_latency_s": 2,
+}
+EXACT_COLUMNS = ("prefill_tflops", "decode_gflops")  # operations: counted for a projection as for a measurement
+
 Cells = dict[str, Any]
+AnyRecord = Record | BenchRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +135,7 @@ class PaperTable:
     @property
     def tasks(self) -> list[str]:
         """The columns that belong to one task each: none in Tables 1 and 3."""
-        if self.number in (1, 3):
+        if self.number in (1, COST_TABLE):
             return []
         return [name for name in self.columns if name not in TEXT_COLUMNS and name not in COST_COLUMNS]
 
@@ -141,9 +158,10 @@ def _read_printed(number: int) -> tuple[Mapping[str, str], ...]:
     return tuple(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 
-def beside(number: int, records: Sequence[Record] = (), columns: Mapping[str, str] | None = None) -> Table:
-    """Table `number` of the paper with what the records measured below it, ready to show.
+def beside(number: int, records: Sequence[AnyRecord] = (), columns: Mapping[str, str] | None = None) -> Table:
+    """Table `number` of the paper with what the records found below it, ready to show.
 
+    Evaluations have rows in the tables of scores, benches in Table 3.
     `columns` names the paper's column of a task; a task that it does not name stands for the column of its
     own name. A row of differences (measured - paper) follows where model and method are the same.
     """
@@ -157,16 +175,17 @@ def beside(number: int, records: Sequence[Record] = (), columns: Mapping[str, st
         columns=tuple(Column(HEADINGS.get(name, name), name not in TEXT_COLUMNS) for name in names),
         rows=tuple(tuple(_show(row, name) for name in names) for row in [*paper, *added]),
         raw_names=tuple(names),
-        raw=tuple(tuple(row.get(name) for name in names) for row in [*paper, *added]),
+        raw=tuple(tuple(_raw(row, name) for name in names) for row in [*paper, *added]),
         notes=(f"paper: {table.source}.", *table.notes, *ours),
         section=names.index("source"),
     )
 
 
 def beside_frame(
-    number: int, records: Sequence[Record] = (), columns: Mapping[str, str] | None = None
+    number: int, records: Sequence[AnyRecord] = (), columns: Mapping[str, str] | None = None
 ) -> pandas.DataFrame:
-    """`beside` as numbers, NaN where there is none; the column `source` says "paper", "measured" or "difference"."""
+    """`beside` as numbers, NaN where there is none; the column `source` says "paper", "measured",
+    "projected" or "difference"."""
     table = paper_table(number)
     paper = table.frame.assign(source=PAPER).to_dict("records")
     frame = pandas.DataFrame([*paper, *_added(table, records, columns or {})], columns=_names(table))
@@ -180,15 +199,20 @@ def _names(table: PaperTable) -> list[str]:
     return [*needed, *(name for name in table.columns if name not in needed)]
 
 
-def _added(table: PaperTable, records: Iterable[Record], columns: Mapping[str, str]) -> list[Cells]:
-    """The measured rows, record by record, and below them the differences to the paper."""
-    measure = _MEASURE[table.number]
-    measured = [
-        {"source": MEASURED, "model": record.model, **cells}
-        for record in records
-        for cells in measure(table, record, columns)
-    ]
-    return [*measured, *_differences(table, measured)]
+def _added(table: PaperTable, records: Iterable[AnyRecord], columns: Mapping[str, str]) -> list[Cells]:
+    """The rows of the records, record by record, and below them the differences to the paper."""
+    found = [cells for record in records for cells in _found(table, record, columns)]
+    return [*found, *_differences(table, found)]
+
+
+def _found(table: PaperTable, record: AnyRecord, columns: Mapping[str, str]) -> list[Cells]:
+    """The rows that a record has in a table: none where it measured something else."""
+    if isinstance(record, BenchRecord):
+        return list(cost_rows(record)) if table.number == COST_TABLE else []
+    if table.number == COST_TABLE:
+        return []
+    measured = _MEASURE[table.number](table, record, columns)
+    return [{"source": MEASURED, "model": record.model, **cells} for cells in measured]
 
 
 def _by_column(rows: Iterable[Row], table: PaperTable, columns: Mapping[str, str]) -> dict[str, Row]:
@@ -240,15 +264,9 @@ def _core_tokens(table: PaperTable, record: Record, columns: Mapping[str, str]) 
         yield {"method": "corematching", **{column: row.image_tokens_kept for column, row in found.items()}}
 
 
-def _nothing(table: PaperTable, record: Record, columns: Mapping[str, str]) -> Iterator[Cells]:
-    """Table 3: memory and time of one device, which an evaluation does not measure in the paper's sense."""
-    return iter(())
-
-
 _MEASURE: Mapping[int, Callable[[PaperTable, Record, Mapping[str, str]], Iterator[Cells]]] = {
     1: _keep_ratios,
     2: _scores,
-    3: _nothing,
     4: _scores,
     5: _scores,
     6: _scores,
@@ -257,24 +275,26 @@ _MEASURE: Mapping[int, Callable[[PaperTable, Record, Mapping[str, str]], Iterato
 }
 
 
-def _differences(table: PaperTable, measured: Iterable[Cells]) -> Iterator[Cells]:
-    """Measured minus paper, for the numbers that both have for the same model and method.
+def _differences(table: PaperTable, found: Iterable[Cells]) -> Iterator[Cells]:
+    """Ours minus the paper's, for the numbers that both have for the same model and method, in Table 3 and device.
 
     Not in Tables 1 and 6, which do not say the task or the model of a number.
     """
     if not {"model", "method"} <= set(table.columns):
         return
     paper = {_key(row): row for row in table.frame.to_dict("records")}
-    for row in measured:
-        theirs = {name: value for name, value in paper.get(_key(row), {}).items() if name not in TEXT_COLUMNS}
+    for row in found:
+        apart = TEXT_COLUMNS.union(row.get("unlike", ()))
+        theirs = {name: value for name, value in paper.get(_key(row), {}).items() if name not in apart}
         both = [name for name, value in theirs.items() if pandas.notna(value) and row.get(name) is not None]
         if both:
             numbers = {name: round(row[name] - theirs[name], 6) for name in both}
-            yield {"source": DIFFERENCE, "model": row["model"], "method": row["method"], **numbers}
+            names: Cells = {name: row[name] for name in ("model", "device", "method") if name in row}
+            yield {"source": DIFFERENCE, "projected": row.get("projected", False), **names, **numbers}
 
 
-def _key(row: Cells) -> tuple[str, str]:
-    return row["model"], row["method"]
+def _key(row: Cells) -> tuple[Any, Any, Any]:
+    return row["model"], row.get("paper_method", row["method"]), row.get("device")
 
 
 def _show(row: Cells, name: str) -> str:
@@ -282,18 +302,34 @@ def _show(row: Cells, name: str) -> str:
     value = row.get(name)
     if value is None or isinstance(value, str):
         return value or ""
+    return mark(_rounded(row["source"], name, value), _is_projected(row, name))
+
+
+def _rounded(source: str, name: str, value: float) -> str:
     if name == "keep_ratio":
         return f"{value:g}"
-    if row["source"] == DIFFERENCE:
-        return f"{round(value, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0
-    if name == "prefill_tflops":
+    if source == DIFFERENCE:
+        decimals = MACHINE_COLUMNS.get(name, 1)
+        return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # + 0.0 turns -0.0 into 0.0
+    if name == "prefill_tflops" or name in MACHINE_COLUMNS:
         return significant(value)
     return count(value) if name in COST_COLUMNS else fixed(value)
 
 
-def _record_notes(table: PaperTable, record: Record, columns: Mapping[str, str]) -> Iterator[str]:
+def _raw(row: Cells, name: str) -> Any:
+    return mark(row.get(name), _is_projected(row, name))
+
+
+def _is_projected(row: Cells, name: str) -> bool:
+    return row.get("projected", False) and name not in TEXT_COLUMNS and name not in EXACT_COLUMNS
+
+
+def _record_notes(table: PaperTable, record: AnyRecord, columns: Mapping[str, str]) -> Iterator[str]:
     """What a reader must know of a record before comparing: what it measured on how many samples, and how."""
-    if not list(_MEASURE[table.number](table, record, columns)):
+    if isinstance(record, BenchRecord):
+        yield from cost_notes(record) if table.number == COST_TABLE else (f"{record.model}: {_NO_SCORES}",)
+        return
+    if not _found(table, record, columns):
         tasks = ", ".join(dict.fromkeys(row.task for row in record.rows))
         yield f"{record.model}: nothing in this record belongs to this table (its tasks: {tasks or 'none'})."
         return

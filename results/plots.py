@@ -69,16 +69,16 @@ def plot_sweep(
     points = _points(frame, [x, y], [name for name in (by, error) if name])
     lines = {"": points} if by is None else dict(tuple(points.groupby(by, sort=False)))
     with rc_context(dict(STYLE)):
-        figure = _figure(height=4.2)
+        figure = new_figure(height=4.2)
         axes = figure.subplots()
         for number, (name, line) in enumerate(lines.items()):
             _line(axes, line.sort_values(x), x, y, error, number, str(name))
         _anchors(axes, anchor, anchor_label, list(lines))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
-        _ticks(axes, points[x])
+        set_ticks(axes, points[x])
         if by is not None or anchor is not None:
             figure.legend(*_lines_first(axes), loc="outside right center", title=by, alignment="left")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def plot_training_curve(
@@ -105,7 +105,7 @@ def plot_training_curve(
     if not shown:
         raise DataError(f"nothing to draw: none of {', '.join((*losses, *shares))} is in the log")
     with rc_context(dict(STYLE)):
-        figure = _figure(height=5.6)
+        figure = new_figure(height=5.6)
         above, below = figure.subplots(2, 1, sharex=True)
         _courses(above, log, losses, smooth, 1)
         _courses(below, log, shares, smooth, 100)
@@ -115,7 +115,7 @@ def plot_training_curve(
         above.yaxis.set_minor_formatter("")
         below.set(xlabel="step", ylabel="right (%)", ylim=(0, 102))
         _stages((above, below), log)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def _points(frame: pandas.DataFrame, needed: Sequence[str], more: Sequence[str]) -> pandas.DataFrame:
@@ -129,14 +129,19 @@ def _points(frame: pandas.DataFrame, needed: Sequence[str], more: Sequence[str])
     return points
 
 
-def _figure(height: float) -> "Figure":
+def new_figure(height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(7.6, height), layout="constrained")
 
 
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of the nth line."""
+    return COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
+
+
 def _line(axes: "Axes", line: pandas.DataFrame, x: str, y: str, error: str | None, number: int, label: str) -> None:
-    color, marker = COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
+    color, marker = look(number)
     bars = None if error is None else line[error].astype(float).fillna(0.0)
     axes.errorbar(
         line[x],
@@ -163,7 +168,7 @@ def _anchors(axes: "Axes", anchor: float | Mapping[Hashable, float] | None, labe
         axes.axhline(value, color=color, linestyle=(0, (5, 3)), linewidth=1.2, label=f"{label}, {name}")
 
 
-def _ticks(axes: "Axes", values: pandas.Series) -> None:
+def set_ticks(axes: "Axes", values: pandas.Series) -> None:
     """A tick at each setting that was run, where they are few enough to read."""
     settings = sorted(values.unique())
     if len(settings) <= 12 and pandas.api.types.is_numeric_dtype(values):
@@ -213,7 +218,7 @@ def _lines_first(axes: "Axes") -> tuple[list[Any], list[str]]:
     return [handle for handle, _ in pairs], [label for _, label in pairs]
 
 
-def _save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     """The same picture gives the same bytes: no date or version goes into the file."""
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})

@@ -7,10 +7,10 @@ changes its meaning raises it.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pandas
 
@@ -21,6 +21,8 @@ RECORD_FIELDS = ("schema", "kind", "model", "rows", "config", "environment")
 JSON_NAMES: Mapping[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.jsonl"
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Row:
             if not isinstance(getattr(self, name), str):
                 raise RecordError(f"{name} is {getattr(self, name)!r}, and must be a text")
         for name in NUMBER_FIELDS:
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
+            object.__setattr__(self, name, plain_number(name, getattr(self, name)))
         if not isinstance(self.samples, int) or self.samples < 0:
             raise RecordError(f"samples is {self.samples!r}, and must be a whole number from 0")
 
@@ -64,7 +66,7 @@ TEXT_FIELDS = ("method", "task", "metric")
 NUMBER_FIELDS = tuple(name for name in ROW_FIELDS if name not in TEXT_FIELDS)
 
 
-def _number(name: str, value: Any) -> float | None:
+def plain_number(name: str, value: Any) -> float | None:
     """A plain int or float; a mean over nothing (NaN) or an infinity was not measured: None."""
     value = value.item() if hasattr(value, "item") else value
     if value is None:
@@ -88,23 +90,30 @@ class Record:
     def read(cls, where: str | os.PathLike[str]) -> "Record":
         """The record in a file, or in the folder of a run. RecordError says what is wrong with it."""
         path = record_path(where)
-        document = read_document(path, cls.kind)
-        model = _field(path, document, "model", str)
-        rows = _field(path, document, "rows", list)
+        return cls.parse(path, read_document(path, cls.kind))
+
+    @classmethod
+    def parse(cls, path: Path, document: Mapping[str, Any]) -> "Record":
+        """The record that a document read from `path` holds."""
         return cls(
-            model=model,
-            rows=tuple(_read_row(path, number, row) for number, row in enumerate(rows, 1)),
-            config=_field(path, document, "config", dict),
-            environment=_field(path, document, "environment", dict),
+            model=read_field(path, document, "model", str),
+            rows=read_entries(path, document, "rows", Row, ROW_FIELDS),
+            config=read_field(path, document, "config", dict),
+            environment=read_field(path, document, "environment", dict),
         )
 
     def write(self, directory: str | os.PathLike[str]) -> Path:
         """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
-        document = {"schema": SCHEMA, "kind": self.kind, "model": self.model}
-        document |= {"rows": [asdict(row) for row in self.rows]}
-        document |= {"config": dict(self.config), "environment": dict(self.environment)}
-        text = json.dumps(document, indent=1, default=str, allow_nan=False)
-        return write_text_atomic(Path(directory) / RECORD_FILE, text + "\n")
+        rows = [asdict(row) for row in self.rows]
+        settings = {"config": dict(self.config), "environment": dict(self.environment)}
+        return write_document(directory, self.kind, {"model": self.model, "rows": rows, **settings})
+
+
+def write_document(directory: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> Path:
+    """Write `directory/record.json`, a record of this `kind`; return its path. OutputError if that cannot be done."""
+    document = {"schema": SCHEMA, "kind": kind, **content}
+    text = json.dumps(document, indent=1, default=str, allow_nan=False)
+    return write_text_atomic(Path(directory) / RECORD_FILE, text + "\n")
 
 
 def record_path(where: str | os.PathLike[str]) -> Path:
@@ -113,8 +122,8 @@ def record_path(where: str | os.PathLike[str]) -> Path:
     return path / RECORD_FILE if path.is_dir() else path
 
 
-def read_document(path: Path, kind: str) -> dict[str, Any]:
-    """A record file as parsed JSON, once it is known to be a record of this `kind` and of a schema known here."""
+def read_document(path: Path, *kinds: str) -> dict[str, Any]:
+    """A record file as parsed JSON, once it is known to be a record of one of these `kinds`, of a schema known here."""
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
@@ -123,19 +132,22 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
         raise RecordError(f"{path} is not a record: it is not JSON ({error})") from error
     if not isinstance(document, dict):
         raise RecordError(f"{path} is not a record: it holds {_found(document)} where an object is needed")
-    schema = _field(path, document, "schema", int)
+    schema = read_field(path, document, "schema", int)
     if schema != SCHEMA:
         advice = ": update coremat" if schema > SCHEMA else ""
         raise RecordError(f"{path} has schema {schema}, and this coremat reads schema {SCHEMA}{advice}")
-    found = _field(path, document, "kind", str)
-    if found != kind:
-        raise RecordError(f"{path} is a record of kind {found!r}, and one of kind {kind!r} is needed here")
+    found = read_field(path, document, "kind", str)
+    if found not in kinds:
+        needed = " or ".join(map(repr, kinds))
+        raise RecordError(f"{path} is a record of kind {found!r}, and one of kind {needed} is needed here")
     return document
 
 
-def _field(path: Path, document: Mapping[str, Any], name: str, kind: type) -> Any:
+def read_field(path: Path, document: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A field of a record file, known to be a `kind`."""
     if name not in document:
-        raise RecordError(f"{path} lacks the field {name!r}; a record has {', '.join(RECORD_FIELDS)}")
+        needed = ", ".join(RECORD_FIELDS)
+        raise RecordError(f"{path} lacks the field {name!r}; a record has {needed} (a bench also memory)")
     value = document[name]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise RecordError(f"{path}: {name!r} is {_found(value)}, and must be {JSON_NAMES[kind]}")
@@ -148,17 +160,26 @@ def _found(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]} ..."
 
 
-def _read_row(path: Path, number: int, row: Any) -> Row:
-    """Keys that `Row` does not know are left out: they cannot change the meaning of those it does."""
-    if not isinstance(row, dict):
-        raise RecordError(f"{path}: row {number} is {_found(row)}, and must be an object")
-    missing = [name for name in ROW_FIELDS if name not in row]
+def read_entries(
+    path: Path, document: Mapping[str, Any], name: str, build: Callable[..., Entry], names: Sequence[str]
+) -> tuple[Entry, ...]:
+    """The list `name` of a record file, each entry built from its fields `names`; errors say which entry it is."""
+    entries = read_field(path, document, name, list)
+    noun = name.removesuffix("s")
+    return tuple(_read_entry(path, f"{noun} {nth}", entry, build, names) for nth, entry in enumerate(entries, 1))
+
+
+def _read_entry(path: Path, which: str, entry: Any, build: Callable[..., Entry], names: Sequence[str]) -> Entry:
+    """Keys that are not among `names` are left out: they cannot change the meaning of those that are."""
+    if not isinstance(entry, dict):
+        raise RecordError(f"{path}: {which} is {_found(entry)}, and must be an object")
+    missing = [name for name in names if name not in entry]
     if missing:
-        raise RecordError(f"{path}: row {number} lacks {', '.join(missing)}; null stands for what was not measured")
+        raise RecordError(f"{path}: {which} lacks {', '.join(missing)}; null stands for what was not measured")
     try:
-        return Row(**{name: row[name] for name in ROW_FIELDS})
+        return build(**{name: entry[name] for name in names})
     except RecordError as error:
-        raise RecordError(f"{path}: row {number}: {error}") from error
+        raise RecordError(f"{path}: {which}: {error}") from error
 
 
 def read_samples(directory: str | os.PathLike[str]) -> pandas.DataFrame:

@@ -18,6 +18,8 @@ from coremat.results.record import ROW_FIELDS, Record, Row, write_text_atomic
 if TYPE_CHECKING:
     import rich.table
 
+PROJECTED_MARK = "~"  # before every number that was projected, not measured
+PROJECTED_NOTE = f"{PROJECTED_MARK}: projected onto a device by its data, not measured."
 LATEX_SPECIAL = {
     **{char: "\\" + char for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -43,7 +45,7 @@ class Column:
 class Table:
     """`rows` are the cells as shown; `raw` the values behind them, under `raw_names`, None where there is none.
 
-    `section`: the column whose change of value begins a new group of rows.
+    `section`: the column whose change of value begins a new group of rows; None: no groups.
     """
 
     title: str
@@ -52,7 +54,7 @@ class Table:
     raw_names: tuple[str, ...]
     raw: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
-    section: int = 0
+    section: int | None = 0
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -73,6 +75,11 @@ def fixed(value: float | None, decimals: int = 1) -> str:
 def count(value: float | None) -> str:
     """A mean count: whole as it is, otherwise to a tenth."""
     return "" if value is None else f"{value:.1f}".removesuffix(".0")
+
+
+def mark(value: Any, projected: bool) -> Any:
+    """A number or its text as it is; if it was projected, as a text that says so. What is not there has no mark."""
+    return f"{PROJECTED_MARK}{value}" if projected and value not in (None, "") else value
 
 
 def render(table: Table, form: str) -> str:
@@ -132,7 +139,7 @@ def _latex_heading(heading: str) -> str:
 
 def _section_ends(table: Table) -> list[bool]:
     """For each row, whether another section follows it."""
-    keys = [row[table.section] for row in table.rows]
+    keys = ["" if table.section is None else row[table.section] for row in table.rows]
     return [key != following for key, following in zip(keys, [*keys[1:], *keys[-1:]], strict=True)]
 
 

@@ -9,7 +9,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from coremat import __version__, flops
 from coremat.config import SparsityConfig
+from coremat.environment import environment
 from coremat.errors import ConfigError, DataError, UnsupportedError
 from coremat.inference import Answer
 from coremat.loading import LoadedModel
+from coremat.progress import Progress, Step
 from coremat.results.record import Record
 from coremat.results.tables import write_tables
 from coremat.tasks import TaskInfo, resolve_task
-from coremat.tasks.environment import environment
 from coremat.tasks.journal import Journal, Line, claim_folder
 from coremat.tasks.quiet import lmms_eval_quiet
 from coremat.tasks.rows import Metric, find_metrics, make_rows
@@ -33,18 +34,6 @@ if TYPE_CHECKING:  # it takes lmms-eval along
     from coremat.lmms_model import Question
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a progress display needs after a batch: answers in the whole run, what it is at, answers just got."""
-
-    total: int
-    description: str
-    advance: int
-
-
-Progress = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ def evaluate(
         "flops_convention": flops.CONVENTION,
         "prompt_tokens": {task.name: _mean_prompt(lines, task.name) for task in chosen},
     }
-    record = Record(loaded.name, make_rows(lines, metrics), config, environment(loaded))
+    record = Record(loaded.name, make_rows(lines, metrics), config, environment(loaded.device, loaded.dtype))
     record.write(output)
     write_tables(record, output)
     return record

@@ -25,6 +25,7 @@ CONFIGS = {
     "last-votes": SparsityConfig(voters="last"),
     "alpha-0.3-beta-0.2": SparsityConfig(alpha=0.3, beta=0.2),
     "alpha-1-beta-1": SparsityConfig(alpha=1.0, beta=1.0),
+    "one-set-for-the-batch": SparsityConfig(neuron_sets="batch"),
     "neurons-in-prefill": SparsityConfig(neurons_in_prefill=True),
     "neurons-in-prefill-only": SparsityConfig(tokens="all", neurons_in_prefill=True),
     "random-neurons-in-prefill": SparsityConfig(neurons="random", neurons_in_prefill=True),
@@ -33,3 +34,6 @@ CONFIGS = {
     "after-4": SparsityConfig(prune_layer=4, tokens=0.5),
     "before-last": SparsityConfig(prune_layer=5),
 }
+
+# All but those in which a sequence's neurons depend on its company.
+SEQUENCE_BY_SEQUENCE = [name for name, config in CONFIGS.items() if config.neuron_sets == "sequence"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import activations, alphas, betas, masks, quick, seeds
 
-from coremat.core_neurons import core_count, core_neurons, membership, token_core_neurons, votes
+from coremat.core_neurons import core_count, core_neurons, membership, token_core_neurons
+from coremat.votes import votes
 
 SHARES = [0.05, 0.1, 0.15, 0.2, 0.29, 0.3, 0.35, 0.4, 0.55, 0.57, 0.6, 0.7, 0.8, 0.95, 1.0]
 

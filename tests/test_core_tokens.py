@@ -7,7 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import activations, alphas, betas, curves, quick, score_lists
 
-from coremat.core_neurons import core_neurons, membership, votes
+from coremat.core_neurons import core_neurons, membership
+from coremat.votes import votes
 from coremat.core_tokens import above_knee, budget, core_neuron_counts, highest, knee, one_per_image
 
 BOTH = pytest.mark.parametrize("signed", [False, True])

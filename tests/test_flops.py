@@ -8,20 +8,20 @@ activation function, and choosing tokens and neurons.
 import configs
 import pytest
 import torch
-from tiny import BATCHES, LAYERS, make_inputs
+from tiny import BATCHES, LAYERS, answer, make_inputs, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
 import coremat
-from coremat.flops import DecoderShape, prefill_flops
+from coremat.flops import DecoderShape, decode_flops, prefill_flops
 from coremat.models import adapter_for
 
 PROMPT = BATCHES["one"][0]
 
 
-def counted(model) -> int:
+def counted(model, **inputs) -> int:
     """Decoder and last token's head, as PyTorch counts them. Eager attention: its products are plain bmm."""
     with torch.no_grad(), FlopCounterMode(display=False, depth=4) as counter:
-        model(**make_inputs(PROMPT), logits_to_keep=1, use_cache=True)
+        model(**(inputs or make_inputs(PROMPT)), logits_to_keep=1, use_cache=True)
     parts = counter.get_flop_counts()
     top = type(model).__name__
     of = {name: sum(counts.values()) for name, counts in parts.items()}
@@ -41,6 +41,15 @@ def test_sparse_prefill_is_what_pytorch_counts(eager_model, name):
         assert session.stats[0].prefill_flops == count
 
 
+@pytest.mark.parametrize("before", [1, 4])
+def test_dense_decode_step_is_what_pytorch_counts(eager_model, before):
+    """The last of the new tokens is not in the cache yet."""
+    cache = answer(eager_model, make_inputs(PROMPT), new=before).cache
+    length = cache.get_seq_length() + 1
+    count = counted(eager_model, input_ids=torch.tensor([[7]]), past_key_values=cache)
+    assert decode_flops(adapter_for(eager_model).shape, LAYERS, length) == count
+
+
 LLAVA_7B = DecoderShape(hidden=4096, attention=4096, key_value=4096, ffn=11008, vocabulary=32000)
 
 
@@ -49,6 +58,20 @@ def test_one_layer_by_hand():
     assert shape.layer_flops(4) == 2 * 4 * (2 * (6 + 6 + 3 + 3) + 3 * 2 * 5) + 4 * 4 * 4 * 6
     assert shape.layer_flops(4, ffn=1) == shape.layer_flops(4) - 2 * 4 * 3 * 2 * 4
     assert prefill_flops(shape, [4, 2]) == shape.layer_flops(4) + shape.layer_flops(2) + 2 * 2 * 7
+
+
+def test_one_decode_step_by_hand():
+    shape = DecoderShape(hidden=2, attention=6, key_value=3, ffn=5, vocabulary=7)
+    layer = 2 * (2 * (6 + 6 + 3 + 3) + 3 * 2 * 5) + 4 * 9 * 6
+    assert decode_flops(shape, layers=3, length=9) == 3 * layer + 2 * 2 * 7
+    assert decode_flops(shape, 3, 9, ffn=1) == decode_flops(shape, 3, 9) - 3 * 2 * 3 * 2 * 4
+
+
+def test_shape_of_a_config(model):
+    """Heads that share keys, with and without a head size of their own."""
+    assert DecoderShape.of(model.config.text_config) == DecoderShape(64, 64, 32, 160, 200)
+    wide = tiny_llava(head_dim=8).config.text_config
+    assert DecoderShape.of(wide) == DecoderShape(64, 32, 16, 160, 200)
 
 
 def test_llava_7b_prefill_shrinks_as_the_paper_says():

@@ -48,7 +48,10 @@ def looked_up(config, rows, valid, image):
 CORE = [
     name
     for name, config in configs.CONFIGS.items()
-    if config.neurons == "core" and config.token_score == "core-neurons" and not config.neurons_in_prefill
+    if name in configs.SEQUENCE_BY_SEQUENCE
+    and config.neurons == "core"
+    and config.token_score == "core-neurons"
+    and not config.neurons_in_prefill
 ]
 
 
@@ -82,7 +85,7 @@ def image_tokens(config, seen, choice, row, image):
     return reference.one_per_image(keep, counts, pictures)
 
 
-@pytest.mark.parametrize("name", configs.CONFIGS)
+@pytest.mark.parametrize("name", configs.SEQUENCE_BY_SEQUENCE)
 def test_a_row_of_a_padded_batch_gets_what_it_gets_alone(exact_model, name):
     config, prompts = configs.CONFIGS[name], BATCHES["ragged"]
     with coremat.apply(exact_model, config) as session:

@@ -41,6 +41,11 @@ class Adapter(ABC):
                     f"{', '.join(missing)} in its mlp; a gated FFN with {', '.join(FFN_PARTS)} is needed."
                 )
 
+    @property
+    @abstractmethod
+    def vision(self) -> tuple[Any, Any]:
+        """The modules between an image and its tokens: the vision tower, and the projector, which runs last."""
+
     def visual_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """bool [B, S]: which tokens stand for a piece of an image."""
         return input_ids == self.model.config.image_token_id

@@ -18,6 +18,10 @@ class LlavaAdapter(Adapter):
             )
 
     @property
+    def vision(self) -> tuple[Any, Any]:
+        return self.model.model.vision_tower, self.model.model.multi_modal_projector
+
+    @property
     def image_tokens(self) -> int:
         """Image tokens per image, from the tower's geometry."""
         config = self.model.config

@@ -14,6 +14,9 @@ from PIL import Image
 from coremat.cli import main as cli
 from coremat.cli.evaluate import BUNDLED_MODEL
 from coremat.loading import BUNDLED, bundled_folder
+from coremat.results.bench_record import BenchRecord
+from coremat.results.bench_rows import BenchRow
+from coremat.results.record import Record, Row
 from coremat.tasks.shapes.generator import make_scene
 
 Run = Callable[..., tuple[int, str, str]]
@@ -108,6 +111,24 @@ def test_table_prints_each_table_of_the_paper(run: Run, number: int) -> None:
     code, out, _ = run("table", number, "--format", "csv")
     assert code == 0
     assert "paper" in out
+
+
+def test_table_3_takes_a_bench_and_an_evaluation(run: Run, tmp_path: Path) -> None:
+    step = {"decoder": "graph", "batch_size": 1, "layers": 2, "prompt_tokens": 610, "new_tokens": 64}
+    row = BenchRow(method="dense", phase="decode", samples_ms=(10.0,), **step)
+    BenchRecord("m", (row,), config={"weights": "random", "model_layers": 2}).write(tmp_path / "bench")
+    Record("m", (Row(method="dense", task="gqa", metric="m", score=50.0, samples=1),)).write(tmp_path / "eval")
+    both = ("--record", tmp_path / "bench", "--record", tmp_path / "eval", "--format", "csv")
+    code, out, _ = run("table", 3, *both)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("measured")] == ["measured,m,,dense,,,,,,,,,,,0.64"]
+    code, out, _ = run("table", 2, *both)
+    assert [line.split(",")[:3] for line in out.splitlines() if "measured" in line] == [["measured", "m", "dense"]]
+
+
+def test_a_record_of_no_known_kind_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(json.dumps({"schema": 1, "kind": "training"}))
+    assert "kind 'training', and one of kind 'eval' or 'bench'" in refused(run("table", 3, "--record", tmp_path))
 
 
 def test_the_default_model_is_the_bundled_one() -> None:

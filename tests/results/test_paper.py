@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas
 import pytest
+from made_bench import bench
 from rich.console import Console
 
 from coremat.errors import UnknownNameError
 from coremat.results.paper import HEADINGS, TEXT_COLUMNS, TITLES, beside, beside_frame, paper_table
 from coremat.results.record import Record, Row
-from coremat.results.tables import FORMS, render, to_csv, to_rich
+from coremat.results.tables import FORMS, Table, render, to_csv, to_rich
 
 DATA = Path(__file__).parents[2] / "results" / "paper"
 ROW = Row(
@@ -242,6 +243,115 @@ def test_evaluation_adds_nothing_to_table_3():
     assert "nothing in this record belongs to this table (its tasks: gqa, pope)" in table.notes[-1]
 
 
+def test_a_bench_of_the_whole_model_is_in_table_3():
+    frame = beside_frame(3, [bench(("dense", "corematching:beta=0.2"), layers=32)])
+    dense, sparse = ours(frame)
+    assert sparse == {
+        "source": "measured",
+        "model": "llava-1.5-7b",
+        "device": "cpu",
+        "method": "corematching:beta=0.2",
+        "neuron_sparse": "yes",
+        "token_sparse": "yes",
+        "kv_cache_mb": 49.0,
+        "ffn_gb": pytest.approx(8.66 * 2201 / 11008),
+        "total_gb": pytest.approx(7 + 8.66 * 2201 / 11008),
+        "memory_ratio": pytest.approx(15.66 / (7 + 8.66 * 2201 / 11008)),
+        "prefill_tflops": pytest.approx(0.202),
+        "prefill_latency_s": pytest.approx(0.2),
+        "decode_gflops": pytest.approx(0.32),
+        "decode_latency_s": pytest.approx(0.32),
+    }
+    assert (dense["neuron_sparse"], dense["token_sparse"], dense["memory_ratio"]) == ("no", "no", 1.0)
+    assert not ours(frame, "difference")  # another device than the paper's
+
+
+def test_a_bench_on_the_papers_device_has_differences():
+    record = bench(("dense", "corematching:beta=0.2"), layers=32, device="titanxp")
+    dense, sparse = ours(beside_frame(3, [record]), "difference")
+    assert (dense["device"], dense["method"], sparse["method"]) == ("titanxp", "dense", "corematching:beta=0.2")
+    assert sparse["decode_latency_s"] == pytest.approx(0.32 - 4.81)
+    assert [cell for cell in beside(3, [record]).rows[-1] if cell][4:] == [
+        *("+0.0", "+0.08", "+0.11", "-0.03", "-1.9", "-0.85", "-0.166", "-4.49")
+    ]
+
+
+def test_no_difference_in_decoding_another_number_of_tokens():
+    whole = bench(("dense",), layers=32, device="titanxp")
+    rows = tuple(replace(row, new_tokens=16) for row in whole.rows if row.phase in ("prefill", "decode"))
+    record = replace(whole, rows=rows)
+    frame = beside_frame(3, [record])
+    assert ours(frame)[0]["decode_latency_s"] == pytest.approx(0.16)
+    assert "prefill_latency_s" in ours(frame, "difference")[0]
+    assert not {"decode_latency_s", "decode_gflops"} & set(ours(frame, "difference")[0])
+    assert any("decode columns of 16 new tokens" in note for note in beside(3, [record]).notes)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_projection_is_never_called_measured(form):
+    record = bench(("dense", "corematching"), layers=32, device="titanxp", projected=True)
+    table = beside(3, [record])
+    assert {row[0] for row in table.rows} == {"paper", "projected", "difference"}
+    (row,) = (row for row in table.rows if row[0] == "projected" and row[3] == "corematching")
+    assert [cell for cell in row[7:] if cell] == [
+        *("~49.0", "~3.46", "~10.5", "~1.50", "0.202", "~0.200", "0.410", "~0.410")
+    ]
+    assert table.rows[-1][-1] == "~-4.40"
+    assert table.notes[-1].startswith("~: projected")
+    mark = {"latex": r"\textasciitilde{}"}.get(form, "~")
+    assert render(table, form).count(mark) >= 4 * 6
+    assert not any("weights" in note for note in table.notes[4:])  # nothing was run
+    assert pandas.api.types.is_float_dtype(beside_frame(3, [record])["decode_latency_s"])
+
+
+def test_rows_of_fewer_layers_stay_out():
+    both = bench(("dense",), layers=32)
+    record = replace(both, rows=(*bench(("dense",), layers=4).rows, *both.rows))
+    assert len(ours(beside_frame(3, [record]))) == 1
+
+
+def test_several_decoders_are_named():
+    record = bench(("dense",), layers=32, decoders=("eager generate", "graph"))
+    assert [row["method"] for row in ours(beside_frame(3, [record]))] == ["dense, eager generate", "dense, graph"]
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (bench(), "4 of 32 decoder layers"),
+        (bench(layers=32, weights=None), "its weights are not recorded"),
+        (bench(model_layers=None), "the number of the model's layers is not recorded"),
+        (bench(layers=32, batches=(2, 4)), "no row of batch size 1"),
+        (replace(bench(layers=32), rows=()), "nothing was finished"),
+    ],
+)
+def test_a_bench_of_something_else_gives_a_note_and_no_row(record, why):
+    table = beside(3, [record])
+    assert {row[0] for row in table.rows} == {"paper"}
+    assert table.notes[-1] == f"llava-1.5-7b: this bench adds nothing to this table ({why})."
+
+
+def test_a_bench_without_memory_leaves_its_cells_empty():
+    record = replace(bench(("corematching",), layers=32), memory=())
+    (row,) = ours(beside_frame(3, [record]))
+    assert not {"kv_cache_mb", "ffn_gb", "total_gb", "memory_ratio"} & set(row)
+    assert "None" not in to_csv(beside(3, [record]))
+
+
+@pytest.mark.parametrize("number", set(TITLES) - {3})
+def test_a_bench_adds_nothing_to_tables_of_scores(number):
+    table = beside(number, [bench()])
+    assert {row[0] for row in table.rows} == {"paper"}
+    assert table.notes[-1] == "llava-1.5-7b: a bench measures no scores, and adds nothing to this table."
+
+
+def test_decode_operations_are_in_the_unit_that_they_have():
+    """0.845 for 64 tokens on 6.6 billion weights is TFLOP: 2 operations for each weight and token."""
+    table = beside(3)
+    assert table.columns[table.raw_names.index("decode_gflops")].heading == "decode\nTFLOPs"
+    assert paper_table(3).frame["decode_gflops"][0] == pytest.approx(64 * 2 * 6.6e9 / 1e12, rel=0.001)
+
+
 def test_notes_say_samples_and_flops():
     other = replace(ROW, task="shapes", samples=5)
     notes = beside(2, [replace(RECORD, rows=(*RECORD.rows, other))]).notes
@@ -262,10 +372,20 @@ def test_table_fits_a_terminal_of_120_columns(number):
     methods = ("dense", "corematching", "core-neurons", "random-neurons")
     rows = tuple(replace(ROW, method=method, task=task) for method in methods for task in tasks)
     table = beside(number, [replace(RECORD, rows=rows), replace(RECORD, rows=rows, model="llava-1.5-13b")])
+    assert_fits(table)
+    for form in FORMS:
+        assert "nan" not in render(table, form).lower()
+
+
+def test_table_3_with_a_projection_fits_a_terminal_of_120_columns():
+    assert_fits(beside(3, [bench(layers=32, device="titanxp", projected=True)]))
+
+
+def assert_fits(table: Table) -> None:
+    """Every row is there, and the word that says where it is from stands whole."""
     file = io.StringIO()
     Console(width=120, file=file, color_system=None).print(to_rich(table))
     lines = file.getvalue().splitlines()
     assert max(map(len, lines)) <= 120
-    assert sum(line.startswith(("paper ", "measured ", "difference ")) for line in lines) == len(table.rows)
-    for form in FORMS:
-        assert "nan" not in render(table, form).lower()
+    words = ("paper ", "measured ", "projected ", "difference ")
+    assert sum(line.startswith(words) for line in lines) == len(table.rows)

@@ -27,8 +27,8 @@ KEYS = {"losses": {"answer": "answers", "naming": "naming"}, "shares": {"right":
 def figures(monkeypatch) -> list[Figure]:
     """The figures that were saved."""
     saved: list[Figure] = []
-    original = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: saved.append(figure) or original(figure, path))
+    original = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: saved.append(figure) or original(figure, path))
     return saved
 
 

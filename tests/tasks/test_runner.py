@@ -27,7 +27,8 @@ from coremat.results.record import Record, read_samples
 from coremat.tasks import TASKS as KNOWN
 from coremat.tasks import TaskInfo
 from coremat.tasks.quiet import LOG_FILE
-from coremat.tasks.runner import Step, evaluate, limited
+from coremat.progress import Step
+from coremat.tasks.runner import evaluate, limited
 
 LIMIT = 10
 

@@ -1,0 +1,1 @@
+"""What a method costs: counted from shapes, projected for a device, measured on this machine."""

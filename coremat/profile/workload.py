@@ -1,0 +1,198 @@
+"""What one method has to compute and to move for one batch of prompts: counted from shapes, before anything runs.
+
+Operations are 2 per multiply-add and of matrix products only (the convention of `coremat.flops`); bytes are those of
+weights and of the KV cache. Left out of both, as they are small: norms, rotary embeddings, softmax, activations, and
+choosing tokens and neurons.
+
+Prefill is bound by arithmetic and decoding at a small batch by bytes, so one workload over another gives the limit of
+a speed-up: `prefill_limit` and `decode_limit`.
+
+The memory columns of the paper's Table 3. Its GB are 1000 MiB: 8.26 is the FFN of LLaVA-1.5-7B, 8256 MiB at 16 bit, and
+its rows for neurons 0.2 of that. Its KV column is 0.5 MiB, all layers at 16 bit, for every kept image token and 34 text
+tokens. From row to row its total moves by FFN and KV alone (to the last digit printed, but for CoreMatching's own row,
+which is 0.15 lower), so it holds FFN, KV and a constant of 7.07. Of that 5.22 are the other weights: attention, head,
+embedding, vision tower, projector. No tensor accounts for the other 1.85: working memory of that run, which
+`total_bytes` leaves out and `coremat.profile.projected` takes off the device's memory.
+"""
+
+from dataclasses import dataclass
+
+from coremat.config import SparsityConfig
+from coremat.core_neurons import core_count
+from coremat.errors import ConfigError, UnknownNameError
+from coremat.flops import decode_flops, prefill_flops
+from coremat.profile.model_size import ModelSize
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One method on a batch of prompts of equal length.
+
+    image_tokens, image_tokens_kept, text_tokens: of each sequence; text counts everything that is no image token.
+    ffn_share: share of each FFN's rows that a decode step reads, being needed by at least one sequence of the batch;
+        left out it is the share that one sequence needs, which is the lower bound.
+    """
+
+    size: ModelSize
+    config: SparsityConfig
+    image_tokens: int
+    image_tokens_kept: int
+    text_tokens: int
+    batch_size: int = 1
+    dtype: str = "bfloat16"
+    ffn_share: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("image_tokens", 0), ("image_tokens_kept", 0), ("text_tokens", 1), ("batch_size", 1)):
+            _whole(name, getattr(self, name), least)
+        if self.dtype not in DTYPE_BYTES:
+            raise UnknownNameError("dtype", self.dtype, DTYPE_BYTES)
+        self._check_tokens()
+        self._check_layers()
+        least_share = self.neurons / self.size.shape.ffn
+        if self.ffn_share is not None and not least_share <= self.ffn_share <= 1:
+            raise ConfigError(
+                f"ffn_share is {self.ffn_share!r}; accepted: {least_share:.4g}, the share of one sequence, to 1."
+            )
+
+    def _check_tokens(self) -> None:
+        per_image, seen, kept = self.size.image_tokens, self.image_tokens, self.image_tokens_kept
+        if seen % per_image:
+            raise ConfigError(f"image_tokens is {seen}; accepted: a multiple of {per_image}, the tokens of one image.")
+        if kept > seen or (kept < seen and not self.config.prunes_tokens):
+            accepted = f"up to {seen}" if self.config.prunes_tokens else f"{seen}, for no token is dropped"
+            raise ConfigError(f"image_tokens_kept is {kept}; accepted: {accepted}.")
+
+    def _check_layers(self) -> None:
+        layers, first = self.size.layers, self.config.prune_layer
+        if self.config.prunes_tokens and first >= layers:
+            raise ConfigError(
+                f"prune_layer is {first}; accepted for a model of {layers} decoder layers: 1 to {layers - 1}."
+            )
+
+    # --- sizes ------------------------------------------------------------------------------------------------
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of one sequence after the prefill."""
+        return self.image_tokens_kept + self.text_tokens
+
+    @property
+    def tokens_per_layer(self) -> list[int]:
+        full = self.config.prune_layer if self.config.prunes_tokens else self.size.layers
+        return [self.prompt_tokens] * full + [self.cached_tokens] * (self.size.layers - full)
+
+    @property
+    def neurons(self) -> int:
+        """Of each FFN, for one sequence while decoding."""
+        every = self.size.shape.ffn
+        return core_count(every, self.config.beta) if self.config.prunes_neurons else every
+
+    @property
+    def neurons_read(self) -> int:
+        """Of each FFN, for the whole batch."""
+        return self.neurons if self.ffn_share is None else round(self.ffn_share * self.size.shape.ffn)
+
+    @property
+    def _bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+    # --- arithmetic -------------------------------------------------------------------------------------------
+
+    @property
+    def vision_flops(self) -> int:
+        """Vision tower and projector, for all images of the batch."""
+        images = self.batch_size * self.image_tokens // self.size.image_tokens
+        return images * (self.size.tower_flops + self.size.projector_flops)
+
+    @property
+    def prefill_flops(self) -> int:
+        """The decoder, and the head of the last token."""
+        return self.batch_size * prefill_flops(self.size.shape, self.tokens_per_layer)
+
+    def decode_flops(self, step: int = 1) -> int:
+        """The `step`-th decode step (from 1), which brings the cache to that many tokens more than the prompt's."""
+        length = self.cached_tokens + step
+        return self.batch_size * decode_flops(self.size.shape, self.size.layers, length, self.neurons)
+
+    # --- bytes moved ------------------------------------------------------------------------------------------
+
+    @property
+    def vision_bytes(self) -> int:
+        """Weights of vision tower and projector, read once for all images."""
+        return self._bytes * (self.size.tower + self.size.projector) * bool(self.image_tokens)
+
+    @property
+    def prefill_bytes(self) -> int:
+        """Weights of decoder and head read once, keys and values written; the embedding is looked up, not read."""
+        read = self.size.attention + self.size.ffn + self.size.head
+        written = 2 * self.size.shape.key_value * sum(self.tokens_per_layer) * self.batch_size
+        return self._bytes * (read + written)
+
+    @property
+    def decode_weight_bytes(self) -> int:
+        """What every decode step reads: attention weights, rows of the FFNs, output head."""
+        return self._bytes * (self.size.attention + self.size.head) + self.ffn_bytes
+
+    def decode_bytes(self, step: int = 1) -> int:
+        """Weights, and the cache as it is in the `step`-th decode step."""
+        return self.decode_weight_bytes + self.kv_bytes(step)
+
+    # --- bytes held -------------------------------------------------------------------------------------------
+
+    def kv_bytes(self, step: int = 0) -> int:
+        """The cache of all layers and sequences, after the prefill or after that many decode steps."""
+        return self._bytes * self._cache_values(step)
+
+    @property
+    def paper_kv_bytes(self) -> int:
+        """As the paper counts it: at 16 bit whatever the dtype, 0.5 MiB a token for LLaVA-1.5-7B."""
+        return 2 * self._cache_values(0)
+
+    def _cache_values(self, step: int) -> int:
+        return self.size.kv_values * (self.cached_tokens + step) * self.batch_size
+
+    @property
+    def ffn_bytes(self) -> int:
+        """Rows of the FFNs that decoding needs."""
+        return self._bytes * self.size.layers * self.neurons_read * self.size.shape.neuron_weights
+
+    def resident_bytes(self, step: int = 0) -> int:
+        """All that decoding needs: the weights outside the FFNs, rows of these, the cache."""
+        return self._bytes * self.size.outside_ffn + self.ffn_bytes + self.kv_bytes(step)
+
+    @property
+    def prefill_resident_bytes(self) -> int:
+        """All that the prefill needs: every weight, sparse or not, and the cache that it leaves."""
+        return self._bytes * self.size.parameters + self.kv_bytes()
+
+    @property
+    def total_bytes(self) -> int:
+        """The paper's total less working memory (see above): what is resident when decoding begins."""
+        return self.resident_bytes()
+
+    def memory_ratio(self, dense: "Workload") -> float:
+        """How many times this workload fits into the memory of the dense one."""
+        return dense.total_bytes / self.total_bytes
+
+
+def prefill_limit(dense: Workload, sparse: Workload, vision: bool = False) -> float:
+    """The largest speed-up that operations allow, for the decoder alone or with the vision tower and projector."""
+    more = (dense.vision_flops, sparse.vision_flops) if vision else (0, 0)
+    return (dense.prefill_flops + more[0]) / (sparse.prefill_flops + more[1])
+
+
+def decode_limit(dense: Workload, sparse: Workload, step: int = 1) -> float:
+    """The largest speed-up that bytes allow, on weights that stay resident."""
+    return dense.decode_bytes(step) / sparse.decode_bytes(step)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least {least}.")

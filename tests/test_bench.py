@@ -1,0 +1,321 @@
+"""A bench of a tiny model: what is in the record, who answers when, and what is left when it is stopped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import PER_IMAGE, tiny_llava
+
+from coremat.errors import CorematError, UnsupportedError
+from coremat.methods import parse_method
+from coremat.models import adapter_for
+from coremat.profile.bench import bench
+from coremat.profile.counted import counted_prefill_flops
+from coremat.profile.options import BenchOptions
+from coremat.profile.random_weights import random_prompt
+from coremat.profile.sides import EAGER, GRAPH, Side
+from coremat.profile.timing import AnswerTimes
+from coremat.results.bench_rows import DECODE, END_TO_END, GATHERING, PHASES, PREFILL, SELECTION, VISION
+
+LAYERS, TEXT, KEPT, NEW, ROUNDS = 4, 7, 5, 6, 2
+KEY_VALUE_BYTES = 2 * 2 * 16 * 4  # keys and values, two heads of 16, float32
+FFN_BYTES = LAYERS * 3 * 160 * 64 * 4
+METHODS = ("corematching", "core-neurons:beta=0.2", "core-tokens", "dense")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a config and no weights."""
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_llava().config.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def options(folder: str) -> BenchOptions:
+    small = {"layers": LAYERS, "text_tokens": TEXT, "new_tokens": NEW, "repeats": ROUNDS, "image_tokens_kept": KEPT}
+    return BenchOptions(folder, METHODS, device="cpu", dtype="float32", **small)
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: str):
+    small = {"layers": LAYERS, "text_tokens": TEXT, "new_tokens": NEW, "repeats": ROUNDS, "image_tokens_kept": KEPT}
+    return bench(BenchOptions(folder, METHODS, device="cpu", dtype="float32", batch_sizes=(1, 2), **small))
+
+
+def rows(record, method: str, phase: str, batch_size: int = 1) -> list:
+    own = [row for row in record.rows if (row.method, row.batch_size) == (method, batch_size)]
+    return [row for row in own if row.phase == phase]
+
+
+def test_dense_is_first_and_every_method_has_its_phases(outcome):
+    record = outcome.record
+    assert outcome.stopped is None
+    assert list(dict.fromkeys(row.method for row in record.rows)) == ["dense", *METHODS[:-1]]
+    sparse = {VISION, PREFILL, SELECTION, GATHERING, DECODE, END_TO_END}
+    expected = {
+        "dense": {VISION, PREFILL, DECODE, END_TO_END},
+        "corematching": sparse,
+        "core-neurons:beta=0.2": sparse,
+        "core-tokens": {VISION, PREFILL, SELECTION, DECODE, END_TO_END},
+    }
+    for method, phases in expected.items():
+        assert {phase for phase in PHASES if rows(record, method, phase)} == phases, method
+
+
+def test_every_time_is_kept(outcome):
+    assert all(len(row.samples_ms) == ROUNDS and not row.projected for row in outcome.record.rows)
+    assert [row.new_tokens for row in rows(outcome.record, "dense", END_TO_END)] == [1, 2, 4, 6]
+    whole = rows(outcome.record, "dense", END_TO_END)
+    assert whole[0].samples_ms < whole[-1].samples_ms
+
+
+def test_parts_are_no_more_than_the_whole(outcome):
+    for method in ("dense", "corematching"):
+        first = rows(outcome.record, method, END_TO_END)[0].samples_ms
+        [vision], [prefill] = rows(outcome.record, method, VISION), rows(outcome.record, method, PREFILL)
+        for whole, tower, decoder in zip(first, vision.samples_ms, prefill.samples_ms, strict=True):
+            assert tower + decoder < whole
+    [prefill], [selection] = (rows(outcome.record, "core-tokens", phase) for phase in (PREFILL, SELECTION))
+    assert all(part < whole for part, whole in zip(selection.samples_ms, prefill.samples_ms, strict=True))
+
+
+def test_what_is_kept_is_as_asked(outcome):
+    for method, kept, neurons in (
+        ("dense", PER_IMAGE, 160),
+        ("corematching", KEPT, 64),
+        ("core-neurons:beta=0.2", PER_IMAGE, 32),
+    ):
+        [row] = rows(outcome.record, method, PREFILL)
+        assert (row.prompt_tokens, row.image_tokens, row.image_tokens_kept) == (PER_IMAGE + TEXT, PER_IMAGE, kept)
+        assert (row.neurons, row.neurons_kept, row.layers) == (160, neurons, LAYERS)
+
+
+def test_operations_by_formula_are_those_that_torch_counts(outcome):
+    for method in ("dense", *METHODS[:-1]):
+        [row] = rows(outcome.record, method, PREFILL)
+        assert row.flops == row.flops_counted > 0
+    assert rows(outcome.record, "dense", PREFILL, batch_size=2)[0].flops_counted is None
+
+
+def test_cache_bytes_are_those_of_what_is_kept_exactly(outcome):
+    for entry in outcome.record.memory:
+        kept = PER_IMAGE if entry.method in ("dense", "core-neurons:beta=0.2") else KEPT
+        expected = entry.batch_size * LAYERS * (kept + TEXT) * KEY_VALUE_BYTES
+        assert entry.kv_cache_mib * 2**20 == expected
+        assert entry.kv_cache_mib_paper * 2**20 == expected / 2  # at 16 bit
+
+
+def test_memory_beside_the_model_is_no_more_than_the_core_neurons(outcome):
+    for entry in outcome.record.memory:
+        beta = {"corematching": 0.4, "core-neurons:beta=0.2": 0.2}.get(entry.method, 0)
+        assert entry.workspace_mib * 2**20 <= beta * entry.batch_size * FFN_BYTES
+        assert bool(entry.workspace_mib) == bool(beta)
+        assert entry.peak_gb is None
+
+
+def test_limits_are_of_this_machine_and_speed_ups_of_work(outcome):
+    [row] = rows(outcome.record, "corematching", PREFILL)
+    machine = outcome.record.config
+    seconds = max(row.flops / machine["rate"], row.bytes / machine["bandwidth"])
+    assert row.limit_ms == pytest.approx(1000 * seconds)
+    [dense] = rows(outcome.record, "dense", PREFILL)
+    assert row.limit_speedup == pytest.approx(dense.flops / row.flops)
+    assert row.limit_speedup > 1
+    [decode], [dense] = rows(outcome.record, "corematching", DECODE), rows(outcome.record, "dense", DECODE)
+    assert decode.limit_speedup == pytest.approx(dense.bytes / decode.bytes)
+    assert decode.limit_speedup > 1
+
+
+def test_the_record_says_how_it_was_made(outcome):
+    config = outcome.record.config
+    about = {"weights": "random", "layers": LAYERS, "model_layers": 6, "image_tokens_kept": "given", "repeats": ROUNDS}
+    assert about.items() <= config.items()
+    assert config["batch_sizes"] == (1, 2)
+    assert {"versions", "cpu", "threads", "device", "dtype", "attention"} <= set(outcome.record.environment)
+
+
+def test_it_is_read_as_it_was_written(outcome, tmp_path):
+    outcome.record.write(tmp_path)
+    assert type(outcome.record).read(tmp_path).rows == outcome.record.rows
+
+
+def test_kept_tokens_may_be_found(options):
+    record = bench(replace(options, image_tokens_kept="knee", methods=("corematching",), repeats=1)).record
+    assert record.config["image_tokens_kept"] == "found"
+    [row] = rows(record, "corematching", PREFILL)
+    assert 1 <= row.image_tokens_kept <= PER_IMAGE
+
+
+def test_one_new_token_takes_no_step(options):
+    record = bench(replace(options, new_tokens=1, repeats=1)).record
+    assert not [row for row in record.rows if row.phase in (DECODE, GATHERING)]
+
+
+def fake_times(answered: list[str], end: int, error: BaseException):
+    """Stands in for `Side.answer`: notes who answers, and fails at the answer number `end`."""
+
+    def answer(side: Side, adapter: object, inputs: object, new_tokens: int) -> AnswerTimes:
+        answered.append(side.spec)
+        if len(answered) == end:
+            raise error
+        return AnswerTimes(0.1, 0.2, 0.0, 0.0, tuple(0.5 + 0.1 * n for n in range(new_tokens)), 0)
+
+    return answer
+
+
+def test_the_sides_take_turns(options, monkeypatch):
+    answered: list[str] = []
+    monkeypatch.setattr(Side, "answer", fake_times(answered, 0, MemoryError()))
+    bench(options)
+    assert answered == ["dense", *METHODS[:-1]] * ROUNDS
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_was_finished_is_kept(options, monkeypatch, error):
+    monkeypatch.setattr(Side, "answer", fake_times([], 3, error))
+    outcome = bench(options)
+    assert list(dict.fromkeys(row.method for row in outcome.record.rows)) == ["dense", "corematching"]
+    assert {len(row.samples_ms) for row in outcome.record.rows} == {1}
+    if isinstance(error, KeyboardInterrupt):
+        assert outcome.stopped is error
+    else:
+        assert isinstance(outcome.stopped, UnsupportedError)
+        assert "memory ran out at batch 1, round 1: core-neurons:beta=0.2" in str(outcome.stopped)
+
+
+def test_a_fault_is_no_lack_of_memory(options, monkeypatch):
+    monkeypatch.setattr(Side, "answer", fake_times([], 3, RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        bench(options)
+
+
+def test_every_batch_size_is_kept_when_it_is_done(options, monkeypatch):
+    monkeypatch.setattr(Side, "answer", fake_times([], 0, MemoryError()))
+    seen: list[set[int]] = []
+    bench(replace(options, batch_sizes=(1, 2)), keep=lambda record: seen.append({r.batch_size for r in record.rows}))
+    assert seen == [{1}, {1, 2}]
+
+
+def test_progress_counts_up_to_its_total(options, monkeypatch):
+    monkeypatch.setattr(Side, "answer", fake_times([], 0, MemoryError()))
+    steps = []
+    bench(replace(options, batch_sizes=(1, 2)), progress=steps.append)
+    assert steps[-1].total == sum(step.advance for step in steps) == 2 * 4 * (ROUNDS + 1)
+
+
+@pytest.mark.parametrize("decoder", [EAGER, GRAPH])
+def test_both_decoders_are_timed(decoder):
+    model = tiny_llava()
+    inputs = random_prompt(model.config, TEXT, dtype=torch.float32)
+    side = Side("corematching", parse_method("corematching"), decoder, torch.device("cpu"))
+    times = side.answer(adapter_for(model), inputs, NEW)
+    assert len(times.tokens) == NEW
+    assert list(times.tokens) == sorted(times.tokens)
+    assert min(times.vision, times.prefill, times.selection, times.gathering, times.decode) > 0
+    assert times.vision + times.prefill < times.tokens[0]
+
+
+def test_counting_leaves_the_attention_as_it_was():
+    model = tiny_llava()
+    counted_prefill_flops(adapter_for(model), random_prompt(model.config, TEXT, dtype=torch.float32))
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+
+
+def test_a_device_that_is_not_here_is_projected(folder, tmp_path):
+    record = bench(BenchOptions(folder, METHODS, device="titanxp", dtype="float16", image_tokens_kept=KEPT)).record
+    assert all(row.projected for row in record.rows)
+    assert all(entry.projected for entry in record.memory)
+    assert record.config["profile"]["name"] == "titanxp"
+    [vision], [prefill] = rows(record, "dense", VISION), rows(record, "dense", PREFILL)
+    assert rows(record, "dense", END_TO_END)[0].median_ms == pytest.approx(vision.median_ms + prefill.median_ms)
+
+
+def test_a_profile_without_the_dtype_is_refused(folder):
+    with pytest.raises(CorematError, match="bfloat16"):
+        bench(BenchOptions(folder, METHODS, device="titanxp", dtype="bfloat16"))
+
+
+def test_a_projection_takes_half_precision_that_the_device_has(folder):
+    record = bench(BenchOptions(folder, METHODS, device="titanxp")).record
+    assert record.config["dtype"] == "float16"
+
+
+def test_a_projection_cannot_find_a_knee(folder):
+    with pytest.raises(UnsupportedError, match="knee"):
+        bench(BenchOptions(folder, METHODS, device="titanxp", image_tokens_kept="knee"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"new_tokens": 0}, "new_tokens is 0; accepted"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"text_tokens": 0}, "text_tokens is 0"),
+        ({"batch_sizes": ()}, "batch_size is empty"),
+        ({"batch_sizes": (1, 0)}, "batch_size is 0"),
+        ({"weights": "none"}, "weights is 'none'; accepted: random, pretrained"),
+        ({"weights": "pretrained", "layers": 4}, "layers is 4 with pretrained"),
+        ({"dtype": "int8"}, "dtype is 'int8'; accepted"),
+        ({"image_tokens_kept": 0}, "image_tokens_kept is 0"),
+        ({"image_tokens_kept": "half"}, "image_tokens_kept is 'half'"),
+        ({"methods": ("fast",)}, "unknown method 'fast'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_built(changes, words):
+    with pytest.raises(CorematError, match=words):
+        BenchOptions(**({"model": "llava-1.5-7b", "methods": ("dense",)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "llava-7b"}, "unknown model 'llava-7b': did you mean"),
+        ({"device": "titan"}, "unknown device 'titan': did you mean 'titanxp'"),
+        ({"device": "cuda:7"}, "device is 'cuda:7'"),
+        ({"layers": 7}, "layers is 7; accepted: 1 to 6"),
+        ({"layers": 2}, "prune_layer is 2"),
+        ({"image_tokens_kept": 99}, "image_tokens_kept is 99"),
+        ({"memory_limit": 10**9}, "memory_limit"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_run(options, changes, words):
+    with pytest.raises(CorematError, match=words):
+        bench(replace(options, **changes))
+
+
+def test_pretrained_weights_that_are_not_here_are_refused(folder):
+    with pytest.raises(CorematError, match="cannot be loaded as a model"):
+        bench(BenchOptions(folder, ("dense",), device="cpu", weights="pretrained"))
+
+
+def test_the_papers_average_is_kept_where_nothing_is_said():
+    assert BenchOptions("llava-1.5-7b", ("dense",)).kept(576) == 64
+    assert BenchOptions("llava-1.5-7b", ("dense",)).kept(144) == 16
+
+
+def test_tokens_that_were_typed_stay(folder):
+    options = BenchOptions(folder, ("corematching", "corematching:tokens=9", "corematching:tokens=knee", "dense"))
+    tokens = {spec: config.tokens for spec, config in options.configs(576, 2).items()}
+    assert tokens == {
+        "dense": "all",
+        "corematching": 64,
+        "corematching:tokens=9": 9,
+        "corematching:tokens=knee": "knee",
+    }
+
+
+def test_a_profile_of_ones_own(folder, tmp_path: Path):
+    profile = tmp_path / "mine.json"
+    profile.write_text('{"name": "mine"}')
+    with pytest.raises(CorematError, match="lacks memory_gib"):
+        bench(BenchOptions(folder, METHODS, device=str(profile)))
