@@ -19,6 +19,7 @@ from coremat.slabs import SLABS
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+INDEX_BYTES = 8
 CHOOSING = 16  # bytes per activation of a layer: masks and a running count, while core neurons are chosen
 
 
@@ -66,7 +67,7 @@ class MemoryPlan:
         return cls(
             layers=layers,
             **weights,
-            workspace=_workspace(config, batch, shape.ffn, weights["ffn"]),
+            workspace=_workspace(config, batch, layers, shape.ffn, weights["ffn"]),
             slabs=min(SLABS, layers) * weights["ffn"] // layers,
             kv_cache=column * max(prefill, layers * (short + new_tokens)),
             dense_kv_cache=column * layers * (tokens + new_tokens),
@@ -154,12 +155,12 @@ def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * kind.itemsize
 
 
-def _workspace(config: SparsityConfig, batch: int, neurons: int, ffn: int) -> int:
-    """Core rows of all layers, for each sequence its own or one set for all."""
+def _workspace(config: SparsityConfig, batch: int, layers: int, neurons: int, ffn: int) -> int:
+    """Core rows of all layers and their numbers, for each sequence its own or one set for all."""
     if not config.prunes_neurons:
         return 0
     sets = 1 if config.neuron_sets == "batch" else batch
-    return sets * core_count(neurons, config.beta) * ffn // neurons
+    return sets * core_count(neurons, config.beta) * (ffn // neurons + layers * INDEX_BYTES)
 
 
 def _in_words(size: int) -> str:

@@ -48,7 +48,7 @@ def offloaded_ffn(model: nn.Module, device: str | torch.device, resident_layers:
     """
     adapter = adapter_for(model)
     ffns = [adapter.ffn(layer) for layer in adapter.layers]
-    if isinstance(resident_layers, bool) or resident_layers not in range(len(ffns) + 1):
+    if type(resident_layers) is not int or not 0 <= resident_layers <= len(ffns):
         raise ConfigError(f"resident_layers is {resident_layers!r}; accepted for this model: 0 to {len(ffns)}.")
     _check_loaded(model)
     _check_ffns(ffns)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from strategies import activations, alphas, betas, curves, quick, score_lists
 
 from coremat.core_neurons import core_neurons, membership
-from coremat.votes import votes
 from coremat.core_tokens import above_knee, budget, core_neuron_counts, highest, knee, one_per_image
+from coremat.votes import votes
 
 BOTH = pytest.mark.parametrize("signed", [False, True])
 

@@ -15,6 +15,7 @@ from coremat.engine.layout import neuron_major
 from coremat.stopwatch import Stopwatch
 
 HIDDEN, SIZE = 4, 9
+INDEX_BYTES = 8
 
 
 class GatedFFN(nn.Module):
@@ -99,7 +100,7 @@ def test_weights_that_leave_are_copied_at_once_down_and_all(copied):
     finally:
         del mlp.forward.__func__.streamed
     assert sparse._copied
-    assert sparse.bytes == 2 * 3 * 5 * HIDDEN * 4
+    assert sparse.bytes == 2 * 3 * 5 * HIDDEN * 4 + INDEX_BYTES * 2 * 5 + 2 * 2 * 5 * 4  # rows, their numbers, biases
     sparse._copied, sparse._rented = copied, 1
     if copied:
         for parameter in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight):
@@ -117,11 +118,11 @@ def test_all_neurons_are_the_dense_ffn(bias):
 def test_a_second_smaller_prompt_uses_the_same_memory_and_nothing_of_the_first(bias):
     mlp, x = GatedFFN(0, bias), torch.randn(1, 1, HIDDEN, generator=seeded(1))
     used = gathered(mlp, draw_core(2, 3, 8))
-    places = {name: room.data_ptr() for name, room in used._rows.items()}
+    places = {name: room.data_ptr() for name, room in used._workspace._memory.items()}
     core = draw_core(3, 1, 4)
     used.prepare(core, watch())
     used.settle()
-    assert {name: room.data_ptr() for name, room in used._rows.items()} == places
+    assert {name: room.data_ptr() for name, room in used._workspace._memory.items()} == places
     assert torch.equal(used(x), gathered(mlp, core)(x))
 
 
@@ -137,7 +138,7 @@ def test_the_workspace_holds_two_rows_per_neuron_and_sequence():
     sparse = gathered(GatedFFN(0, False), draw_core(2, 3, 8), copied=False)
     assert sparse.bytes == 0
     sparse.settle()
-    assert sparse.bytes == 3 * 2 * 8 * HIDDEN * 4
+    assert sparse.bytes == 3 * 2 * 8 * HIDDEN * 4 + INDEX_BYTES * 3 * 8
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_weights_are_copied_not_changed():
     before = {name: value.clone() for name, value in mlp.state_dict().items()}
     sparse = gathered(mlp, draw_core(2, 2, 5))
     sparse(torch.randn(2, 1, HIDDEN))
-    sparse._rows["gate_up"].zero_()
+    sparse._gate_up.zero_()
     assert all(torch.equal(value, before[name]) for name, value in mlp.state_dict().items())
 
 

@@ -278,10 +278,10 @@ def test_a_batch_replayed(model, recordings):
 
 def test_an_ffn_with_biases_replayed(bias_model, recordings):
     with sparse(bias_model, "neuron-only") as session:
-        decoder = GraphDecoder(bias_model, session, NEW)
-        for prompt in PROMPTS[:2]:
+        decoder = GraphDecoder(bias_model, session, LONG)
+        for prompt in PROMPTS:
             inputs = make_inputs(prompt)
-            assert torch.equal(decoder.generate(inputs, NEW), answer(bias_model, inputs, new=NEW).tokens)
+            assert torch.equal(decoder.generate(inputs, LONG), answer(bias_model, inputs, new=LONG).tokens)
     assert len(recordings) == 1
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from coremat.core_neurons import membership
+from coremat.engine.workspace import Workspace
 from coremat.stopwatch import Stopwatch
 
 BAGS = 8  # partial sums that share the reading of `down_proj` between threads
@@ -22,8 +23,7 @@ class GatheredFFN:
     def __init__(self, mlp: Any) -> None:
         self.mlp = mlp
         self._leaves = streamed(mlp)
-        self._rows: dict[str, torch.Tensor] = {}
-        self._biases: list[torch.Tensor] = []
+        self._workspace = Workspace()
         self._copied = False
 
     def prepare(self, core: torch.Tensor, watch: Stopwatch) -> None:
@@ -48,39 +48,32 @@ class GatheredFFN:
     # --- with the copy ----------------------------------------------------------------------------------------
 
     def _gather(self) -> None:
-        core, (sets, count) = self._core, self._core.shape
-        gate_up = self._room("gate_up", sets, 2 * count)
-        for row, own in enumerate(core):
-            torch.index_select(self.mlp.gate_proj.weight, 0, own, out=gate_up[row, :count])
-            torch.index_select(self.mlp.up_proj.weight, 0, own, out=gate_up[row, count:])
+        mlp, room = self.mlp, self._workspace.room
+        core = self._core = self._workspace.keep("core", self._core)
+        gate, up, down = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T
+        (sets, count), hidden = core.shape, gate.shape[1]
+        self._gate_up = room("gate and up", gate, sets, 2 * count, hidden)
+        _copy_rows(gate, core, self._gate_up[:, :count])
+        _copy_rows(up, core, self._gate_up[:, count:])
         if self._copies_down:
-            down = self._room("down", sets, count)
-            for row, own in enumerate(core):
-                torch.index_select(self.mlp.down_proj.weight.T, 0, own, out=down[row])
-        biases = [self.mlp.gate_proj.bias, self.mlp.up_proj.bias]
-        self._biases = [bias.detach()[core][:, None] for bias in biases if bias is not None]
+            self._down = room("down", down, sets, count, hidden)
+            _copy_rows(down, core, self._down)
+        biases = {"gate bias": mlp.gate_proj.bias, "up bias": mlp.up_proj.bias}
+        kept = ((name, bias[core][:, None]) for name, bias in biases.items() if bias is not None)
+        self._biases = [self._workspace.keep(name, bias) for name, bias in kept]
 
     @property
     def _copies_down(self) -> bool:
         """On a CPU the rows of `down_proj` are added up where they are, as fast as from a copy."""
         return self._leaves or self.mlp.down_proj.weight.device.type != "cpu"
 
-    def _room(self, name: str, sets: int, count: int) -> torch.Tensor:
-        """Workspace [sets, count, H]: the same memory for every prompt that it is large enough for."""
-        weight, need = self.mlp.gate_proj.weight, sets * count
-        room = self._rows.get(name)
-        if room is None or len(room) < need or room.dtype != weight.dtype or room.device != weight.device:
-            room = self._rows[name] = weight.new_empty(need, weight.shape[1])
-        return room[:need].view(sets, count, -1)
-
     def _from_copied_rows(self, x: torch.Tensor) -> torch.Tensor:
-        sets, count = self._core.shape
-        gate, up = _times_rows(x, self._room("gate_up", sets, 2 * count)).chunk(2, -1)
+        gate, up = _times_rows(x, self._gate_up).chunk(2, -1)
         if self._biases:
             gate, up = gate + self._biases[0], up + self._biases[1]
         active = self.mlp.act_fn(gate) * up
         if self._copies_down:
-            return active @ self._room("down", sets, count)
+            return active @ self._down
         return weighted_rows(active, self._core, self.mlp.down_proj.weight.T)
 
     # --- without ------------------------------------------------------------------------------------------------
@@ -101,7 +94,7 @@ class GatheredFFN:
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._rows.values())
+        return self._workspace.bytes
 
 
 def streamed(mlp: Any) -> bool:
@@ -112,6 +105,12 @@ def streamed(mlp: Any) -> bool:
 def rented_steps(share: float) -> float:
     """How many steps go by before a copy of this share of the FFN (of all sequences together) has paid for itself."""
     return float("inf") if share >= 1 else 2 * share // (1 - share)
+
+
+def _copy_rows(weight: torch.Tensor, core: torch.Tensor, room: torch.Tensor) -> None:
+    """The rows of each set; many times faster than into memory that has to be found first."""
+    for own, place in zip(core, room, strict=True):
+        torch.index_select(weight, 0, own, out=place)
 
 
 def _times_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from coremat.engine.workspace import Workspace
 from coremat.kernels.core_rows import ACTIVATIONS, activation_name, core_rows_ffn
 from coremat.stopwatch import Stopwatch
 
@@ -14,13 +15,10 @@ class IndexedFFN:
     def __init__(self, mlp: Any) -> None:
         self.mlp = mlp
         self._activation = activation_name(mlp.act_fn)
-        self._core = torch.empty(0)
+        self._workspace = Workspace()
 
     def prepare(self, core: torch.Tensor, watch: Stopwatch) -> None:
-        """In place where it fits: a captured step goes on reading the same buffer."""
-        if self._core.shape != core.shape or self._core.device != core.device:
-            self._core = torch.empty_like(core, dtype=torch.int32)
-        self._core.copy_(core)
+        self._core = self._workspace.keep("core", core.int())
 
     def settle(self) -> None:
         """There is nothing to copy."""
@@ -36,7 +34,7 @@ class IndexedFFN:
 
     @property
     def bytes(self) -> int:
-        return self._core.numel() * self._core.element_size()
+        return self._workspace.bytes
 
 
 def hindrance(mlp: Any) -> str | None:

@@ -72,15 +72,7 @@ class Adapter(ABC):
 
     @property
     def shape(self) -> DecoderShape:
-        config = self.decoder.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return DecoderShape(
-            hidden=config.hidden_size,
-            attention=size * config.num_attention_heads,
-            key_value=size * config.num_key_value_heads,
-            ffn=config.intermediate_size,
-            vocabulary=config.vocab_size,
-        )
+        return DecoderShape.of(self.decoder.config)
 
 
 def rotate_half_query(layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ calibrated or are assumptions.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -71,19 +71,6 @@ class DeviceProfile:
     def link(self) -> float:
         """Bytes per second that the host link reaches."""
         return self.link_gb_s * 1e9 * self.link_efficiency
-
-    def with_memory(self, limit: float) -> "DeviceProfile":
-        """The same device with only so many bytes of its memory. ConfigError for more than it has."""
-        if not self.reserved_gib * GIB <= limit <= self.memory_gib * GIB:
-            raise ConfigError(
-                f"the memory limit is {limit / GIB:.4g} GiB; accepted for {self.name}: {self.reserved_gib:g} to "
-                f"{self.memory_gib:g} GiB."
-            )
-        return replace(self, memory_gib=limit / GIB)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As its file has it."""
-        return {name: dict(value) if name == "tflops" else value for name, value in vars(self).items()}
 
     def peak_rate(self, dtype: str) -> float:
         """Operations per second by the data sheet. UnsupportedError for a dtype that the device lacks."""

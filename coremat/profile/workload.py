@@ -8,11 +8,11 @@ Prefill is bound by arithmetic and decoding at a small batch by bytes, so one wo
 a speed-up: `prefill_limit` and `decode_limit`.
 
 The memory columns of the paper's Table 3. Its GB are 1000 MiB: 8.26 is the FFN of LLaVA-1.5-7B, 8256 MiB at 16 bit, and
-its rows for neurons 0.2 of that. Its KV column is 0.5 MiB, all layers at 16 bit, for every kept image token and 34 text
-tokens. From row to row its total moves by FFN and KV alone (to the last digit printed, but for CoreMatching's own row,
-which is 0.15 lower), so it holds FFN, KV and a constant of 7.07. Of that 5.22 are the other weights: attention, head,
-embedding, vision tower, projector. No tensor accounts for the other 1.85: working memory of that run, which
-`total_bytes` leaves out and `coremat.profile.projected` takes off the device's memory.
+CoreMatching's 1.65 a fifth of that. Its KV column is 0.5 MiB, all layers at 16 bit, for every kept image token and 34
+text tokens. From row to row its total moves by FFN and KV alone, to 0.01 (only CoreMatching's own total is 0.15 lower),
+so it holds FFN, KV and a constant of 7.07. Of that 5.22 are the other weights: attention, head, embedding, vision
+tower, projector. No tensor accounts for the other 1.85: working memory of that run, which `total_bytes` leaves out and
+`coremat.profile.devices` takes off the device's memory.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from said import Run, refused
 
-from coremat.cli import main as cli
+import coremat
 from coremat.cli.evaluate import BUNDLED_MODEL
 from coremat.loading import BUNDLED, bundled_folder
 from coremat.results.bench_record import BenchRecord
@@ -19,40 +19,12 @@ from coremat.results.bench_rows import BenchRow
 from coremat.results.record import Record, Row
 from coremat.tasks.shapes.generator import make_scene
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Exit code, standard output, standard error of `coremat ...`."""
-
-    def command(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["coremat", *map(str, args)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return int(str(code)), out, err
-
-    return command
-
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "scene.png"
     Image.fromarray(make_scene((7, 0)).pixels).save(path)
     return path
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    """The one sentence of a refusal."""
-    code, _, err = result
-    assert code == 2, err
-    assert "Traceback" not in err
-    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def test_eval_writes_a_record_and_prints_a_table(run: Run, tmp_path: Path) -> None:
@@ -137,7 +109,7 @@ def test_the_default_model_is_the_bundled_one() -> None:
 
 def test_version(run: Run) -> None:
     code, out, _ = run("--version")
-    assert (code, out.strip()) == (0, cli.__version__)
+    assert (code, out.strip()) == (0, coremat.__version__)
 
 
 @pytest.mark.parametrize(

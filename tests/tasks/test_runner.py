@@ -23,11 +23,11 @@ from rich.progress import Progress as RichProgress
 import coremat.tasks.runner
 from coremat.config import SparsityConfig
 from coremat.errors import ConfigError, DataError, OutputError, UnknownNameError, UnsupportedError
+from coremat.progress import Step
 from coremat.results.record import Record, read_samples
 from coremat.tasks import TASKS as KNOWN
 from coremat.tasks import TaskInfo
 from coremat.tasks.quiet import LOG_FILE
-from coremat.progress import Step
 from coremat.tasks.runner import evaluate, limited
 
 LIMIT = 10
