@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coremat.cli import console
-from coremat.cli.options import Device, Dtype, Model, Seed
-from coremat.errors import ConfigError
-from coremat.methods import DEFAULT_METHODS, parse_method
+from coremat.cli.options import Device, Dtype, MaxPixels, MinPixels, Model, Seed, Square, System
+from coremat.errors import ConfigError, UnsupportedError
+from coremat.methods import DEFAULT_METHODS, METHODS, parse_method
 
 if TYPE_CHECKING:
+    from coremat.config import SparsityConfig
     from coremat.loading import LoadedModel
     from coremat.results.record import Record
 
 TASKS = "easyvqa,shapes"
-METHODS = ",".join(DEFAULT_METHODS)
+DEFAULTS = ",".join(DEFAULT_METHODS)
 BUNDLED_MODEL = "shapes-llava"  # coremat.loading.BUNDLED, which would bring torch along
+TIMING_ONLY = "timing only; coremat bench has it."
 BUNDLED_LIMIT = 400  # questions per task: minutes on two cores; the bundled tasks are stored in a shuffled order
 
 
@@ -26,15 +28,22 @@ def evaluate(
     tasks: Annotated[str, typer.Option(help="Comma-separated tasks (coremat list tasks), or lmms-eval's own.")] = TASKS,
     methods: Annotated[
         str,
-        typer.Option(help="Comma-separated methods (coremat list methods), with options: core-neurons:beta=0.2."),
-    ] = METHODS,
+        typer.Option(help="all, or comma-separated methods (coremat list methods), with options: fastv:tokens=64."),
+    ] = DEFAULTS,
     limit: Annotated[
         str,
         typer.Option(help=f"Questions per task, a share below 1, or all. auto: {BUNDLED_LIMIT} for the bundled model."),
     ] = "auto",
+    image_tokens: Annotated[
+        int | None, typer.Option(min=1, help="One budget for all methods that prune tokens; their own by default.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    system_prompt: System = "auto",
+    square_images: Square = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the record; the same folder goes on with a stopped run.")
@@ -42,10 +51,12 @@ def evaluate(
 ) -> None:
     """Evaluate methods on tasks; write record.json, samples.jsonl and tables; print the table."""
     asked = names("tasks", tasks)
-    specs = names("methods", methods)
+    specs = list(METHODS) if methods == "all" else names("methods", methods)
     number = parse_limit(limit, model)
     from coremat.loading import load
+    from coremat.reading import reading_of
     from coremat.tasks import resolve_task
+    from coremat.tasks.runner import evaluate as run_evaluation
 
     for spec in specs:
         parse_method(spec)
@@ -53,32 +64,36 @@ def evaluate(
         resolve_task(task)
     folder = output or Path("coremat-runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     console.say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
-    record = _run(load(model, device, dtype), asked, specs, number, batch_size, seed, folder)
-    _show(record, folder)
-
-
-def _run(
-    loaded: "LoadedModel",
-    tasks: list[str],
-    specs: list[str],
-    limit: float | int | None,
-    batch_size: int,
-    seed: int,
-    folder: Path,
-) -> "Record":
-    from coremat.patch import apply
-    from coremat.tasks.runner import evaluate as run_evaluation
-
-    configs = {spec: parse_method(spec, prune_layer=loaded.prune_layer) for spec in specs}
-    for config in configs.values():
-        with apply(loaded.model, config):
-            pass  # a layer that this model has not is refused before anything is written
+    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels)
+    loaded = load(model, device, dtype, reading)
+    configs, skipped = _configs(loaded, specs, image_tokens)
     try:
         with console.progress() as advance:
-            return run_evaluation(loaded, tasks, configs, limit, batch_size, seed, folder, advance)
+            record = run_evaluation(loaded, asked, configs, number, batch_size, seed, folder, advance, skipped=skipped)
     except KeyboardInterrupt:
         console.say(f"stopped; what is done is kept. The same command with --output {folder} goes on from there.")
         raise typer.Exit(130) from None
+    _show(record, folder)
+
+
+def _configs(
+    loaded: "LoadedModel", specs: list[str], image_tokens: int | None
+) -> tuple[dict[str, "SparsityConfig"], dict[str, str]]:
+    """The methods that this model can run, and why it cannot run the others. ConfigErrors end the command."""
+    from coremat.profile.support import hindrance
+
+    budget = {} if image_tokens is None else {"tokens": image_tokens}
+    configs, skipped = {}, {}
+    for spec in specs:
+        config = parse_method(spec, prune_layer=loaded.prune_layer, **budget)
+        why = TIMING_ONLY if config.neurons == "predicted" else hindrance(loaded.model, config, UnsupportedError)
+        if why is None:
+            configs[spec] = config
+        else:
+            skipped[spec] = why
+    if not configs:
+        raise UnsupportedError("; ".join(f"{spec}: {why}" for spec, why in skipped.items()))
+    return configs, skipped
 
 
 def _show(record: "Record", folder: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from coremat.cli import console
 from coremat.cli.evaluate import BUNDLED_MODEL
-from coremat.cli.options import Device, Dtype, Model, Seed
+from coremat.cli.options import Device, Dtype, MaxPixels, MinPixels, Model, Seed, Square, System
 
 if TYPE_CHECKING:
     from coremat.inference import Answer
@@ -22,16 +22,22 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    system_prompt: System = "auto",
+    square_images: Square = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     seed: Seed = 0,
 ) -> None:
     """Answer one question and say what was kept."""
     from coremat.inference import answering, open_image
     from coremat.loading import load
     from coremat.methods import parse_method
+    from coremat.reading import reading_of
 
     parse_method(method)
     picture = open_image(image)
-    loaded = load(model, device, dtype)
+    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels)
+    loaded = load(model, device, dtype, reading)
     config = parse_method(method, prune_layer=loaded.prune_layer, seed=seed)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     generation = {"max_new_tokens": max_new_tokens, "do_sample": False}

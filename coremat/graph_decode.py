@@ -12,7 +12,7 @@ import torch
 
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.masks import backend_of
-from coremat.models import adapter_for
+from coremat.models import Adapter, adapter_for
 from coremat.patch import Session, session_of
 from coremat.step_buffers import Mailbox, Step, StepBuffers, captured
 
@@ -50,6 +50,9 @@ class GraphDecoder:
         self.model, self.session = model, session
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self._adapter = session.adapter if session else adapter_for(model)
+        why = hindrance(self._adapter)
+        if why is not None:
+            raise UnsupportedError(f"{type(model).__name__} has no static step: {why}; accepted: its own generate.")
         self._decoder = self._adapter.decoder
         self._embed, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         _check_attention(self._decoder.config._attn_implementation)
@@ -85,7 +88,8 @@ class GraphDecoder:
         position = prompt_positions(valid)
         out = self.model(**given, position_ids=position, use_cache=True, logits_to_keep=1)
         live = self.session.live if self.session else valid
-        kv, logits, position = out.past_key_values, out.logits[:, -1], position[..., -1:]
+        shift = self.session.shift if self.session else 0
+        kv, logits, position = out.past_key_values, out.logits[:, -1], position[..., -1:] - shift
         buffers = self._room(kv, live.shape[1] + self.max_new_tokens, logits, position)
         buffers.load(kv, live, logits, position)
         kv.layers.clear()  # the session holds on to this cache; its memory need not wait for the next prompt
@@ -214,6 +218,15 @@ class GraphDecoder:
         """Tells whether what a graph reads has moved: weights by their addresses, a workspace by its growth."""
         workspace = 0 if self.session is None else self.session.workspace_bytes
         return (workspace, *(weight.data_ptr() for weight in self._weights))
+
+
+def hindrance(adapter: Adapter) -> str | None:
+    """Why the static step cannot decode a model of this family; None if it can."""
+    if not adapter.plain_positions:
+        return "its positions have several axes"
+    if not all(adapter.caches_text(layer) for layer in adapter.layers):
+        return "some of its layers attend to images outside the sequence"
+    return None
 
 
 def prompt_positions(valid: torch.Tensor) -> torch.Tensor:

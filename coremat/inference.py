@@ -109,11 +109,20 @@ def _cut(text: str, until: Sequence[str]) -> str:
 
 
 def prepare(loaded: LoadedModel, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
-    """Model inputs of one left-padded batch, on the model's device."""
-    processor = loaded.processor
-    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
-    images = [part["image"].convert("RGB") for part in _parts(conversations) if part["type"] == "image"]
-    batch = processor(images=images or None, text=texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    """Model inputs of one left-padded batch, on the model's device. DataError where images and text do not fit."""
+    processor, reading = loaded.processor, loaded.reading
+    asked = [reading.conversation(list(c)) for c in conversations]
+    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in asked]
+    mean = tuple(getattr(getattr(processor, "image_processor", None), "image_mean", None) or (0.5, 0.5, 0.5))
+    images = [reading.image(part["image"], mean) for part in _parts(conversations) if part["type"] == "image"]
+    given: dict[str, Any] = {"images": images or None, "text": texts}
+    videos = [part["video"] for part in _parts(conversations) if part["type"] == "video"]
+    if videos:
+        given["videos"] = videos
+    try:
+        batch = processor(**given, padding=True, return_tensors="pt", add_special_tokens=False)
+    except ValueError as error:
+        raise DataError(f"{len(images)} images and {len(texts)} questions do not fit: {error}") from error
     batch = batch.to(loaded.model.device)
     if "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"].to(loaded.model.dtype)

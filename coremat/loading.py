@@ -2,44 +2,21 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from coremat.catalogue import KNOWN_MODELS
 from coremat.errors import ConfigError, ModelError, UnknownNameError, UnsupportedError
 from coremat.models import ADAPTERS, adapter_for
+from coremat.reading import Reading, reading_of
 
-BUNDLED = "shapes-llava"
 PRUNE_LAYER = 2  # the paper's K; a model's own config may say otherwise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """A name that users type. `checkpoint`: a hub id, or None for the model that ships with coremat."""
-
-    name: str
-    checkpoint: str | None
-    summary: str
-
-    @property
-    def source(self) -> str:
-        return self.checkpoint or str(bundled_folder())
-
-
-KNOWN_MODELS = {
-    model.name: model
-    for model in (
-        KnownModel(BUNDLED, None, "2 M parameters, 144 image tokens, ships with coremat"),
-        KnownModel("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "7.1 B parameters, 576 image tokens"),
-        KnownModel("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "13.4 B parameters, 576 image tokens"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -53,15 +30,13 @@ class LoadedModel:
     prune_layer: int
     device: str
     dtype: str
+    reading: Reading = field(default_factory=Reading)
 
 
-def bundled_folder() -> Path:
-    return Path(str(resources.files("coremat.bundled_model")))
-
-
-def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(name_or_path: str, device: str = "auto", dtype: str = "auto", reading: Reading | None = None) -> LoadedModel:
     """Load a known name, a folder or a hub id. Raises UnknownNameError, ModelError, UnsupportedError or ConfigError."""
     _quiet()
+    reading = reading or reading_of(name_or_path)
     source = _source(name_or_path)
     place, kind = pick_device(device), pick_dtype(dtype)
     config = read_config(name_or_path)
@@ -70,11 +45,12 @@ def load(name_or_path: str, device: str = "auto", dtype: str = "auto") -> Loaded
     return LoadedModel(
         name=name_or_path,
         model=model,
-        processor=_processor(source),
+        processor=_processor(source, reading),
         fingerprint=_fingerprint(model),
         prune_layer=own_prune_layer(config),
         device=place,
         dtype=str(model.dtype).removeprefix("torch."),
+        reading=reading,
     )
 
 
@@ -157,11 +133,11 @@ def _model(source: str, device: str, dtype: torch.dtype | str) -> nn.Module:
     return model.to(device).eval()
 
 
-def _processor(source: str) -> Any:
+def _processor(source: str, reading: Reading) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, **reading.pixel_limits)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{source!r} has no usable processor: {_first_line(error)}") from error
     if not hasattr(processor, "tokenizer"):

@@ -19,21 +19,28 @@ from torch import nn
 from transformers import StaticCache
 
 from coremat.config import SparsityConfig
-from coremat.core_neurons import core_neurons, membership
+from coremat.core_neurons import core_count, core_neurons, membership
 from coremat.core_tokens import core_neuron_counts
 from coremat.engine import SparseFFN, check_backend, make_ffn
 from coremat.engine.layout import neuron_major
-from coremat.errors import ConfigError, UnsupportedError
+from coremat.entry import Entry
+from coremat.errors import ConfigError, DataError, UnsupportedError
 from coremat.masks import backend_of, decode_mask, narrow_prefill
 from coremat.models import Adapter, adapter_for
 from coremat.projection import attention_row, attention_scores, projection_values
 from coremat.prompt import Columns, Prompt, SequenceStats
+from coremat.released import Release
 from coremat.selection import random_neurons, sample_seeds, voting
 from coremat.short_cache import check_cache, shorten, take
+from coremat.undo import replace_method
 from coremat.votes import votes
+from coremat.window import check_positions, check_window, tokens_to_come
 
 NO_CACHE = "the model runs without a KV cache, with which the choice of tokens and neurons lives: leave use_cache on."
+DRAWN = ("random", "predicted")  # choices of neurons that are drawn, per sequence and layer
+MISMATCH = "do not match"  # of image features and image tokens, in transformers' words
 NOT_IN_ONE_PASS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
+NEW_IMAGES = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 
 
@@ -54,16 +61,19 @@ def apply(model: nn.Module, config: SparsityConfig | None = None, backend: str =
         yield session
 
 
+def check(model: nn.Module, config: SparsityConfig) -> None:
+    """Raises what `apply` would, and leaves the model alone."""
+    Session(adapter_for(model), config)
+
+
 def session_of(model: nn.Module) -> "Session | None":
     """The session of the block that this model is in."""
     return _sessions.get(model)
 
 
-def _replace(module: Any, name: str, method: Callable, undo: ExitStack) -> None:
-    """Put `method` on this one object, and what it had of its own (or nothing) back on the way out."""
-    own = module.__dict__.get(name)
-    setattr(module, name, method)
-    undo.callback(module.__dict__.pop, name) if own is None else undo.callback(setattr, module, name, own)
+def _counted(there: torch.Tensor) -> torch.Tensor:
+    """Positions of the tokens that are there, bool [B, S]; of the others any."""
+    return (there.cumsum(1) - 1).clamp(min=0)
 
 
 class Session:
@@ -72,6 +82,10 @@ class Session:
     def __init__(self, adapter: Adapter, config: SparsityConfig, backend: str = "auto") -> None:
         self.adapter, self.config = adapter, config
         self.layers = list(adapter.layers)
+        if config.prunes_tokens and adapter.token_hindrance is not None:
+            raise UnsupportedError(adapter.token_hindrance)
+        self._entry = Entry(adapter, config) if config.before_decoder else None
+        self._release = Release(adapter) if config.released else None
         if config.prunes_tokens and config.prune_layer >= len(self.layers):
             raise ConfigError(
                 f"prune_layer is {config.prune_layer}; accepted for this model of {len(self.layers)} decoder layers: "
@@ -80,12 +94,14 @@ class Session:
         self.sample_seeds: Sequence[int] | None = None
         check_backend(backend)
         ffns = [adapter.ffn(layer) for layer in self.layers] if config.prunes_neurons else []
-        self._ffn = [make_ffn(mlp, backend) for mlp in ffns]
+        self._ffn = [make_ffn(mlp, backend, config) for mlp in ffns]
         self._signature = inspect.signature(adapter.model.forward)
         self._prompt: Prompt | None = None
         self._prefill = False
         self._cache: Any = None
         self._query: torch.Tensor | None = None
+        self._held: torch.Tensor | None = None
+        self._window = adapter.window if config.prunes_tokens else None
 
     @property
     def stats(self) -> list[SequenceStats]:
@@ -126,8 +142,14 @@ class Session:
         config, adapter = self.config, self.adapter
         add = undo.callback
         self._guard_generate(undo)
+        undo.enter_context(adapter.narrowing(lambda: self._held))
         add(adapter.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         add(adapter.decoder.register_forward_hook(self._end).remove)
+        if self._release is not None:
+            self._release.install(undo)
+        if self._entry is not None:
+            self._entry.install(undo)
+            add(adapter.decoder.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
         for number, layer in enumerate(self.layers):
             add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True).remove)
             chooses = config.prunes_tokens and number == config.prune_layer - 1
@@ -148,13 +170,21 @@ class Session:
         @functools.wraps(whole)
         def generate(*args: Any, **kwargs: Any) -> Any:
             config = kwargs.get("generation_config") or model.generation_config
+            tokens = tokens_to_come(args[0] if args else None, kwargs, config)
+            check_window(self._window, tokens)
+            check_positions(getattr(self.adapter.decoder.config, "max_position_embeddings", None), tokens)
             for name in NOT_IN_ONE_PASS:
                 value = kwargs.get(name, getattr(config, name, None))
                 if value is not None:
                     raise UnsupportedError(f"{name} is given; accepted: leave it out, the prompt is read in one pass.")
-            return whole(*args, **kwargs)
+            try:
+                return whole(*args, **kwargs)
+            except ValueError as error:
+                if MISMATCH not in str(error):
+                    raise
+                raise DataError(f"the images do not fit their places in the prompts: {error}") from error
 
-        _replace(model, "generate", generate, undo)
+        replace_method(model, "generate", generate, undo)
 
     def _swap_forward(self, mlp: nn.Module, sparse: SparseFFN, undo: ExitStack) -> None:
         """Decode steps take the core rows; the prefill takes whatever forward was there."""
@@ -163,7 +193,7 @@ class Session:
         def forward(x: torch.Tensor) -> torch.Tensor:
             return dense(x) if self._prefill else sparse(x)
 
-        _replace(mlp, "forward", forward, undo)
+        replace_method(mlp, "forward", forward, undo)
 
     # --- a forward pass begins ------------------------------------------------------------------------------
 
@@ -172,9 +202,15 @@ class Session:
         cache, ids = given.get("past_key_values"), given.get("input_ids")
         check_cache(cache)
         self._prefill = cache is None or cache.get_seq_length() == 0
+        self._held = None
+        if self._window is not None and ids is not None:
+            seen = 1 if cache is None or self._prefill else cache.get_seq_length()
+            check_window(self._window, seen + ids.shape[1])
         if self._prefill:
             self._cache = cache
             self._prompt = self._read(ids, given)
+            if self._release is not None:
+                self._release.prompt = self._prompt
         else:
             self._check_continuation(cache, given)
 
@@ -190,16 +226,19 @@ class Session:
         if ids is None and self.config.prunes_tokens:
             raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass input_ids.")
         like = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
+        if not like.numel():
+            raise DataError(f"the prompts have shape {tuple(like.shape)}; accepted: at least one token in each.")
         if mask is not None and (mask.dim() != 2 or mask.shape[1] != like.shape[1]):
             raise UnsupportedError(f"attention_mask has shape {tuple(mask.shape)}; accepted: {tuple(like.shape)}.")
         valid = torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
         if not valid[:, -1].all():
             raise UnsupportedError("the prompts are padded on the right; accepted: padding on the left.")
         visual = torch.full_like(valid, -1, dtype=torch.int64) if ids is None else self.adapter.visual_index(ids)
-        return Prompt(visual, valid, self._seeds(like, valid))
+        each = core_count(self.adapter.shape.ffn, self.config.beta) if self.config.neurons == "oracle" else None
+        return Prompt(visual, valid, self._seeds(like, valid), neurons_of_each_token=each)
 
     def _seeds(self, ids: torch.Tensor, valid: torch.Tensor) -> list[int]:
-        if "random" not in (self.config.token_score, self.config.neurons):
+        if self.config.token_score != "random" and self.config.neurons not in DRAWN:
             return []
         if self.sample_seeds is None:
             return sample_seeds(ids, valid)
@@ -214,9 +253,34 @@ class Session:
                 "this KV cache is not of the prompt read last; read its prompt inside this block first."
             )
         ids = given.get("input_ids")
-        new_image = any(given.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
+        new_image = any(given.get(name) is not None for name in NEW_IMAGES)
         if new_image and ids is not None and self.adapter.visual_tokens(ids).any():
             raise UnsupportedError("an image came after the prompt was read; give all images in the first prompt.")
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """At the decoder's door: drop what was chosen before it, and count positions anew."""
+        prompt = self._prompt
+        if prompt is None or self._entry is None or isinstance(kwargs.get("past_key_values"), StaticCache):
+            return None
+        if not self._prefill:
+            shifted = {"position_ids": kwargs["position_ids"] - self.shift} if self._reindexes else {}
+            return args, kwargs | shifted
+        with prompt.selection.running(), torch.no_grad():
+            keep, held = self._entry.choose(prompt, kwargs["inputs_embeds"])
+            prompt.keep_only(keep)
+        positions = {"position_ids": _counted(prompt.keep.to(held.device))} if self._reindexes else {}
+        return args, kwargs | {"inputs_embeds": held} | positions
+
+    @property
+    def _reindexes(self) -> bool:
+        return self.config.before_decoder and self.config.positions != "original" and self.adapter.plain_positions
+
+    @property
+    def shift(self) -> torch.Tensor | int:
+        """How much earlier each sequence's new tokens come than `generate` counts: [B, 1], or 0."""
+        if self._prompt is None or not self._reindexes:
+            return 0
+        return (self._prompt.valid.sum(1) - self.live.sum(1))[:, None]
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After the prefill: cut the first layers' cache to the columns that the others have."""
@@ -224,6 +288,8 @@ class Session:
         if not self._prefill or prompt is None:
             return
         self._prefill = False
+        if self._release is not None:
+            self._release.prompt = None
         if cache is None:
             raise UnsupportedError(NO_CACHE)
         check_cache(cache)
@@ -231,7 +297,10 @@ class Session:
         if prompt.columns is not None:
             index = prompt.columns.index
             shorten(cache, index, self.config.prune_layer, dropped=prompt.valid.shape[1] - index.shape[1])
-        tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        of_text = [
+            kept for layer, kept in zip(self.layers, cache.layers, strict=True) if self.adapter.caches_text(layer)
+        ]
+        tensors = [t for kept in of_text for t in (kept.keys, kept.values)]
         prompt.kv_bytes_per_column = sum(t.shape[1] * t.shape[3] * t.element_size() for t in tensors)
 
     # --- inside the layers: the columns that are left ---------------------------------------------------------
@@ -257,7 +326,8 @@ class Session:
         """Prefill behind the pruning layer: hidden states, positions and mask of the columns that stay."""
         index = columns.index
         size = kwargs["position_embeddings"][0].shape[1]
-        hidden = args[0] if args[0].shape[1] == index.shape[1] else take(args[0], index, 1)
+        hidden = args[0] if self._held is index else take(args[0], index, 1)
+        self._held = index
         rotary = tuple(take(t, index, 1) for t in kwargs["position_embeddings"])
         narrowed: dict[str, Any] = {"position_embeddings": rotary}
         if kwargs.get("position_ids") is not None:
@@ -311,9 +381,9 @@ class Session:
             own = core_neurons(counted, config.beta)
             counts = core_neuron_counts(activations, membership(own, size))
             prompt.narrow_to(config, counts, self._scores(prompt, counts, number))
-        if config.neurons == "random":
+        if config.neurons in DRAWN:
             return random_neurons(config, prompt.seeds, number, size).to(activations.device)
-        if config.neurons == "all" or counted is None:
+        if config.neurons != "core" or counted is None:
             return None
         return core_neurons(counted.sum(0, keepdim=True) if config.neuron_sets == "batch" else counted, config.beta)
 

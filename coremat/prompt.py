@@ -78,6 +78,7 @@ class Prompt:
     counts: torch.Tensor | None = None
     neurons: dict[int, torch.Tensor] = field(default_factory=dict)
     kv_bytes_per_column: int = 0
+    neurons_of_each_token: int | None = None
 
     def __post_init__(self) -> None:
         self.keep = self.valid
@@ -93,8 +94,11 @@ class Prompt:
         """Choose on the CPU by `scores` [B, S] (None: random ones): this is where the device is waited for."""
         given = [counts, self.visual, self.valid, *([] if scores is None else [scores])]
         self.counts, visual, valid, *rest = on_host(*given)
-        self.keep = keep_tokens(config, rest[0] if rest else None, self.counts, visual, valid, self.seeds)
-        self.columns = Columns.of(self.keep, self.valid.device)
+        self.keep_only(keep_tokens(config, rest[0] if rest else None, self.counts, visual, valid, self.seeds))
+
+    def keep_only(self, keep: torch.Tensor) -> None:
+        """keep: bool [B, S], on the CPU."""
+        self.keep, self.columns = keep, Columns.of(keep, self.valid.device)
 
     def there(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`valid` and `visual` [B, T] of the columns that the present layer sees."""
@@ -128,6 +132,8 @@ class Prompt:
         )
 
     def _neurons(self, layer: int, every: int) -> int:
+        if self.neurons_of_each_token is not None:
+            return self.neurons_of_each_token
         return self.neurons[layer].shape[1] if layer in self.neurons else every
 
 

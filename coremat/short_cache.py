@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from coremat.errors import UnsupportedError
+
+GROWING = (DynamicLayer, DynamicSlidingWindowLayer)  # the second grows until its window is full (`coremat.window`)
 
 
 class ShortLayer(DynamicLayer):
@@ -44,7 +46,7 @@ def check_cache(cache: Any) -> None:
     """Only a plain dynamic cache can be shortened; a static one would give wrong tokens without an error."""
     if cache is None or isinstance(cache, ShortCache):
         return
-    plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+    plain = type(cache) is DynamicCache and all(type(layer) in GROWING for layer in cache.layers)
     if not plain:
         layers = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
         raise UnsupportedError(

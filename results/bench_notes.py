@@ -69,6 +69,8 @@ def setting_notes(record: BenchRecord) -> Iterator[str]:
     known = ", ".join(str(fact) for fact in facts if fact)
     if known:
         yield f"{known}."
+    for method, reason in config.get("skipped", {}).items():
+        yield f"{method} was skipped: {reason}"
 
 
 def _kept(record: BenchRecord) -> str:

@@ -174,9 +174,14 @@ def eval_table(record: Record) -> Table:
         rows=tuple(tuple(show(row) for _, show in EVAL_COLUMNS) for row in rows),
         raw_names=ROW_FIELDS,
         raw=tuple(tuple(asdict(row).values()) for row in rows),
-        notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows)),
+        notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows), *skipped_notes(record.config)),
         section=1,
     )
+
+
+def skipped_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The methods that a record was to have and could not, each with its reason."""
+    return tuple(f"{method} skipped: {why}" for method, why in config.get("skipped", {}).items())
 
 
 def _score(row: Row) -> str:

@@ -1,7 +1,7 @@
 """The measured runs under `results/reference/`: `python -m coremat.tasks.reference --output results/reference`.
 
-Four runs of the bundled model, their records, and what README reads off them: comparisons with paired intervals,
-accuracy by kind and length of answer, and two plots. Stopped and started again, it goes on. Single answers
+Six runs of the bundled model, their records, and what README reads off them: comparisons with paired intervals,
+accuracy by kind and length of answer, and four plots. Stopped and started again, it goes on. Single answers
 (`samples.jsonl`) stay in the working folder: the records and the tables made from them are what is kept.
 """
 
@@ -14,8 +14,11 @@ from typing import Any
 
 import pandas
 
-from coremat.loading import BUNDLED, LoadedModel, load
-from coremat.methods import DEFAULT_METHODS, parse_method
+from coremat.catalogue import BUNDLED
+from coremat.errors import UnsupportedError
+from coremat.loading import LoadedModel, load
+from coremat.methods import DEFAULT_METHODS, METHODS, parse_method
+from coremat.patch import check
 from coremat.results.analysis import accuracy_by, compare, with_answer_length
 from coremat.results.plots import plot_sweep
 from coremat.results.record import Record, Row, read_samples, write_text_atomic
@@ -24,6 +27,21 @@ from coremat.tasks.runner import evaluate
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 BATCH_SIZE = 64
 SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
+METHODS_LIMIT = 400  # questions of each task for a table of all methods
+KEPT_LIMIT = 600
+COUNTS = (9, 18, 36, 72, 108)
+TOKEN_METHODS = (
+    "core-tokens",
+    "fastv",
+    "prumerge",
+    "prumerge+",
+    "visionzip",
+    "divprune",
+    "uniform-tokens",
+    "average-pooling",
+    "random-tokens",
+)
+ORIGINAL = ":positions=original"
 BUDGET = 36  # image tokens, a quarter of 144
 KEPT = ("record.json", "table.md", "table.csv", "table.tex")
 
@@ -72,6 +90,28 @@ def budget_methods(prune_layers: Sequence[int]) -> tuple[str, ...]:
     return ("dense", *(at_budget(name, layer) for layer in prune_layers for name in BUDGET_NAMES))
 
 
+def every_method(loaded: LoadedModel) -> tuple[str, ...]:
+    """Those that the bundled model can run."""
+    return tuple(name for name in METHODS if supports(loaded, name))
+
+
+def supports(loaded: LoadedModel, name: str) -> bool:
+    """Not what is for timing only."""
+    config = parse_method(name, prune_layer=loaded.prune_layer)
+    try:
+        check(loaded.model, config)
+    except UnsupportedError:
+        return False
+    return config.neurons != "predicted"
+
+
+def kept_methods() -> tuple[str, ...]:
+    """Each as its authors count positions, and those that choose before the decoder with the original ones too."""
+    early = (name for name in TOKEN_METHODS if METHODS[name].config.before_decoder)
+    names = (*TOKEN_METHODS, *(f"{name}{ORIGINAL}" for name in early))
+    return ("dense", *(f"{name}:tokens={count}" for name in names for count in COUNTS))
+
+
 def at_budget(name: str, layer: int) -> str:
     return f"{name}:tokens={BUDGET}:prune_layer={layer}"
 
@@ -82,6 +122,8 @@ def runs(loaded: LoadedModel) -> tuple[Run, ...]:
         Run("prune-layer", ("shapes_validation",), layer_methods(layers)),
         Run("default", ("easyvqa", "shapes"), DEFAULT_METHODS),
         Run("neuron-ratio", ("shapes",), neuron_methods(), SWEEP_LIMIT),
+        Run("methods", ("easyvqa", "shapes"), every_method(loaded), METHODS_LIMIT),
+        Run("tokens-kept", ("shapes",), kept_methods(), KEPT_LIMIT),
         Run("token-budget", ("shapes",), budget_methods(sorted({2, loaded.prune_layer})), SWEEP_LIMIT),
     )
 
@@ -145,6 +187,24 @@ def report_layers(record: Record, folder: Path) -> None:
     draw(record, points, folder / "prune_layer.png", title, x_label="decoder layers that see every token")
 
 
+def report_kept(record: Record, folder: Path) -> None:
+    """The lines people look for: every method that prunes tokens, at the same counts, with chance among them."""
+    points: list[dict[str, Any]] = [
+        {"kept": row.image_tokens_kept, "score": row.score, "error": row.stderr, "method": name}
+        for row in accuracies(record)
+        if (name := row.method.rpartition(":tokens=")[0])
+    ]
+    early = {name for name in TOKEN_METHODS if METHODS[name].config.before_decoder}
+    there = [point for point in points if not point["method"].endswith(ORIGINAL)]
+    same = [point for point in points if point["method"] not in early]
+    for shown, path, title in (
+        (there, "tokens_kept.png", "Accuracy by image tokens kept (shapes)"),
+        (same, "tokens_kept_original_positions.png", "The same with the tokens' original positions"),
+    ):
+        short = [point | {"method": point["method"].removesuffix(ORIGINAL)} for point in shown]
+        draw(record, short, folder / path, title, x_label="image tokens kept of 144")
+
+
 def accuracies(record: Record) -> list[Row]:
     return [row for row in record.rows if row.metric == "accuracy"]
 
@@ -173,11 +233,13 @@ def main() -> None:
         folder = given.output / run.name
         if run.name == "default":
             report_default(samples, folder)
+        elif run.name == "tokens-kept":
+            report_kept(record, folder)
         elif run.name == "token-budget":
             report_budget(samples, folder, layers)
         elif run.name == "neuron-ratio":
             report_neurons(record, samples, folder)
-        else:
+        elif run.name == "prune-layer":
             report_layers(record, folder)
 
 

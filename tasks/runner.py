@@ -61,11 +61,13 @@ def evaluate(
     seed: int = 0,
     output: Path = Path("coremat-eval"),
     progress: Progress = lambda step: None,
+    skipped: Mapping[str, str] | None = None,
 ) -> Record:
     """Evaluate `methods` on `tasks`, write the record and its tables into `output`, and return the record.
 
     limit: so many questions of each task, or that share of them below 1. seed: of all that is drawn; the configs' own
-    give way to it. progress: called after each batch; see `quiet` on what it may write to.
+    give way to it. progress: called after each batch; see `quiet` on what it may write to. skipped: methods that were
+    asked for and cannot be run, with the reason; noted in the record.
     The same call on the same folder goes on where it was stopped. DataError for a task without data, OutputError for
     another run's folder or a full disk.
     """
@@ -83,6 +85,7 @@ def evaluate(
     config = _identity(loaded, infos, methods, limit, batch_size, seed) | {
         "flops_convention": flops.CONVENTION,
         "prompt_tokens": {task.name: _mean_prompt(lines, task.name) for task in chosen},
+        "skipped": dict(skipped or {}),
     }
     record = Record(loaded.name, make_rows(lines, metrics), config, environment(loaded.device, loaded.dtype))
     record.write(output)
@@ -120,6 +123,7 @@ def _identity(
         "batch_size": batch_size,
         "seed": seed,
         "weights": loaded.fingerprint,
+        "reading": loaded.reading.as_dict(),
         "device": loaded.device,
         "dtype": loaded.dtype,
         "coremat": __version__,

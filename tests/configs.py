@@ -20,6 +20,8 @@ CONFIGS = {
     "neuron-only": SparsityConfig(tokens="all"),
     "neither": SparsityConfig(tokens="all", neurons="all"),
     "random-neurons": SparsityConfig(neurons="random", seed=4),
+    "predicted-neurons": SparsityConfig(neurons="predicted", seed=4),
+    "fastv": SparsityConfig(tokens=0.5, token_score="attention", neurons="all"),
     "all-random": SparsityConfig(tokens=5, token_score="random", neurons="random"),
     "text-votes": SparsityConfig(voters="text"),
     "last-votes": SparsityConfig(voters="last"),

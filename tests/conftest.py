@@ -7,6 +7,8 @@ import torch
 from tiny import tiny_llava
 from transformers import LlavaForConditionalGeneration
 
+from coremat.profile.machine import Machine
+
 ERRORS = pytest.StashKey[dict[str, float]]()
 
 
@@ -61,3 +63,9 @@ def exact_model() -> LlavaForConditionalGeneration:
 @pytest.fixture(scope="session")
 def half_model() -> LlavaForConditionalGeneration:
     return tiny_llava(dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench finds the limits of this machine at once."""
+    monkeypatch.setattr("coremat.profile.measured.measure_machine", lambda device, dtype: Machine(1e10, 1e11))

@@ -20,7 +20,8 @@ def dense_masked(model: LlavaForConditionalGeneration, config: SparsityConfig, c
         decoder = model.get_decoder()
         undo.callback(decoder.register_forward_pre_hook(masking.begin, with_kwargs=True).remove)
         for number, layer in enumerate(decoder.layers):
-            undo.callback(layer.register_forward_pre_hook(masking.hide(number), with_kwargs=True).remove)
+            if config.prunes_tokens:
+                undo.callback(layer.register_forward_pre_hook(masking.hide(number), with_kwargs=True).remove)
             undo.callback(layer.mlp.down_proj.register_forward_pre_hook(masking.silence(number)).remove)
         yield
 
@@ -39,7 +40,7 @@ class _Masking:
             cached = 0 if self.prefill else kwargs["past_key_values"].layers[number].keys.shape[2]
             whole = self.prefill and number < self.config.prune_layer
             seen = self.choice.valid if whole else self.choice.keep
-            mask = additive(seen, cached, new, args[0].dtype)
+            mask = additive(seen, cached, new, args[0].dtype, kwargs.get("attention_mask"))
             return args, kwargs | {"attention_mask": mask}
 
         return hook
@@ -56,11 +57,17 @@ class _Masking:
         return hook
 
 
-def additive(seen: torch.Tensor, cached: int, new: int, dtype: torch.dtype) -> torch.Tensor:
-    """[B, 1, new, cached + new]: causal, 0 for the prompt's `seen` columns and all later ones, -inf for the others."""
+def additive(
+    seen: torch.Tensor, cached: int, new: int, dtype: torch.dtype, own: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[B, 1, new, cached + new]: 0 for the prompt's `seen` columns and all later ones, -inf for the others and for
+    what the model's `own` mask (bool, or what is added to the logits) hides; causal where there is none."""
     width = cached + new
     columns = torch.cat([seen, seen.new_ones(len(seen), width - seen.shape[1])], 1)
-    causal = torch.arange(width) <= torch.arange(cached, width)[:, None]
-    own = torch.arange(width) == torch.arange(cached, width)[:, None]  # so that no softmax is empty
-    allowed = (columns[:, None] & causal) | own
+    diagonal = torch.arange(width) == torch.arange(cached, width)[:, None]  # so that no softmax is empty
+    if own is None:
+        allowed = torch.arange(width) <= torch.arange(cached, width)[:, None]
+    else:
+        allowed = (own if own.dtype == torch.bool else own == 0)[:, 0]
+    allowed = (columns[:, None] & allowed) | diagonal
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)[:, None]

@@ -7,15 +7,19 @@ import pytest
 import torch
 from tiny import PER_IMAGE, tiny_llava
 
-from coremat.errors import CorematError, UnsupportedError
+from coremat.catalogue import KNOWN_MODELS
+from coremat.errors import ConfigError, CorematError, UnsupportedError
 from coremat.methods import parse_method
 from coremat.models import adapter_for
+from coremat.profile import support
 from coremat.profile.bench import bench
 from coremat.profile.counted import counted_prefill_flops
+from coremat.profile.machine import Machine
 from coremat.profile.options import BenchOptions
 from coremat.profile.random_weights import random_prompt
 from coremat.profile.sides import EAGER, GRAPH, Side
 from coremat.profile.timing import AnswerTimes
+from coremat.results.bench_notes import setting_notes
 from coremat.results.bench_rows import DECODE, END_TO_END, GATHERING, PHASES, PREFILL, SELECTION, VISION
 
 LAYERS, TEXT, KEPT, NEW, ROUNDS = 4, 7, 5, 6, 2
@@ -38,10 +42,17 @@ def options(folder: str) -> BenchOptions:
     return BenchOptions(folder, METHODS, device="cpu", dtype="float32", **small)
 
 
+@pytest.fixture(autouse=True)
+def machine(quick_machine: None) -> None:
+    pass
+
+
 @pytest.fixture(scope="module")
 def outcome(folder: str):
     small = {"layers": LAYERS, "text_tokens": TEXT, "new_tokens": NEW, "repeats": ROUNDS, "image_tokens_kept": KEPT}
-    return bench(BenchOptions(folder, METHODS, device="cpu", dtype="float32", batch_sizes=(1, 2), **small))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coremat.profile.measured.measure_machine", lambda device, dtype: Machine(1e10, 1e11))
+        return bench(BenchOptions(folder, METHODS, device="cpu", dtype="float32", batch_sizes=(1, 2), **small))
 
 
 def rows(record, method: str, phase: str, batch_size: int = 1) -> list:
@@ -250,6 +261,47 @@ def test_a_projection_takes_half_precision_that_the_device_has(folder):
     assert record.config["dtype"] == "float16"
 
 
+@pytest.mark.parametrize("name", KNOWN_MODELS)
+def test_every_named_model_is_projected(name):
+    record = bench(BenchOptions(name, ("corematching", "core-neurons", "visionzip"), device="titanxp")).record
+    skipped = record.config["skipped"]
+    assert {row.method for row in record.rows} == {"dense", "corematching", "core-neurons", "visionzip"} - set(skipped)
+    assert set(skipped) <= {"corematching", "visionzip"}
+    assert ("corematching" in skipped) == (name == "llama-3.2-11b-vision")
+    for phase in (VISION, PREFILL, DECODE):
+        assert all(row.limit_ms > 0 for row in rows(record, "dense", phase))
+    [dense], [sparse] = rows(record, "dense", DECODE), rows(record, "core-neurons", DECODE)
+    assert sparse.bytes < dense.bytes
+
+
+def refusing_check(monkeypatch, method: str, error: CorematError) -> None:
+    """From here on `check` refuses this method alone."""
+    refused = parse_method(method)
+
+    def check(model, config) -> None:
+        if (config.neurons, config.prunes_tokens) == (refused.neurons, refused.prunes_tokens):
+            raise error
+
+    monkeypatch.setattr(support, "check", check)
+
+
+def test_what_a_model_cannot_give_is_skipped_with_its_reason(folder, monkeypatch):
+    refusing_check(monkeypatch, "corematching", UnsupportedError("not here."))
+    record = bench(BenchOptions(folder, METHODS, device="titanxp")).record
+    assert record.config["skipped"] == {"corematching": "not here."}
+    assert "corematching" not in {row.method for row in record.rows}
+    assert "corematching was skipped: not here." in list(setting_notes(record))
+
+
+def test_a_bad_value_and_a_refused_dense_end_the_bench(options, monkeypatch):
+    refusing_check(monkeypatch, "corematching", ConfigError("wrong value."))
+    with pytest.raises(ConfigError, match="wrong value"):
+        bench(options)
+    refusing_check(monkeypatch, "dense", UnsupportedError("no model."))
+    with pytest.raises(UnsupportedError, match="no model"):
+        bench(options)
+
+
 def test_a_projection_cannot_find_a_knee(folder):
     with pytest.raises(UnsupportedError, match="knee"):
         bench(BenchOptions(folder, METHODS, device="titanxp", image_tokens_kept="knee"))
@@ -312,6 +364,12 @@ def test_tokens_that_were_typed_stay(folder):
         "corematching:tokens=9": 9,
         "corematching:tokens=knee": "knee",
     }
+
+
+def test_one_budget_for_all_that_prune_tokens(folder):
+    options = BenchOptions(folder, ("corematching", "fastv", "divprune:tokens=9", "core-neurons"), image_tokens_kept=7)
+    tokens = [config.tokens for config in options.configs(576, 2).values()]
+    assert tokens == ["all", 7, 7, 9, "all"]
 
 
 def test_a_profile_of_ones_own(folder, tmp_path: Path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import quick, seeded, seeds
 from torch import nn
 
+from coremat.engine import layout
 from coremat.engine.gathered import BAGS, GatheredFFN, rented_steps, weighted_rows
 from coremat.engine.layout import neuron_major
 from coremat.stopwatch import Stopwatch
@@ -202,6 +203,19 @@ def test_weighted_rows_in_half_precision_round_once_per_partial_sum():
     exact = weights.bfloat16().double()[0] @ rows.bfloat16().double()[core[0]]
     assert half.dtype == torch.bfloat16
     assert (half[0].double() - exact).norm() < 2**-8 * exact.norm()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_long_product_in_this_layout_is_the_same(bias, monkeypatch):
+    monkeypatch.setattr(layout, "LONG", 4)
+    mlp, x = GatedFFN(0, bias), torch.randn(2, 3, HIDDEN, generator=seeded(1))
+    expected = mlp(x)
+    with neuron_major(mlp):
+        assert "forward" in mlp.down_proj.__dict__
+        close(mlp(x), expected)
+        close(mlp(x[:1]), expected[:1])
+    assert "forward" not in mlp.down_proj.__dict__
+    assert torch.equal(mlp(x), expected)
 
 
 def test_the_layout_is_neuron_by_neuron_inside_and_as_it_was_afterwards():

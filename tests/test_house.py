@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"coremat": "coremat", "cli": "coremat.cli", "tasks": "coremat.tasks", "results": "coremat.results"}
 LEVELS = [
-    {"coremat.errors", "coremat.progress"},
-    {"coremat.config"},
+    {"coremat.errors", "coremat.progress", "coremat.undo", "coremat.frames", "coremat.window"},
+    {"coremat.config", "coremat.reading", "coremat.catalogue"},
     {
         "coremat.core_neurons",
         "coremat.projection",
@@ -22,11 +22,13 @@ LEVELS = [
         "coremat.slabs",
     },
     {"coremat.core_tokens", "coremat.kernels"},
+    {"coremat.methods"},
     {"coremat.votes", "coremat.selection", "coremat.engine"},
     {"coremat.prompt"},
     {"coremat.masks"},
     {"coremat.models"},
-    {"coremat.patch", "coremat.methods", "coremat.loading", "coremat.memory_plan", "coremat.step_buffers"},
+    {"coremat.entry", "coremat.released"},
+    {"coremat.patch", "coremat.loading", "coremat.memory_plan", "coremat.step_buffers"},
     {"coremat.environment", "coremat.inference", "coremat.overlay", "coremat.offload", "coremat.graph_decode"},
     {"coremat.profile"},
     {"coremat.lmms_model", "coremat.lmms_manifest"},

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
+from coremat.catalogue import BUNDLED, bundled_folder
 from coremat.errors import ConfigError, ModelError, UnknownNameError
-from coremat.loading import BUNDLED, LoadedModel, bundled_folder, load, pick_device
+from coremat.loading import LoadedModel, load, pick_device
 from coremat.models import adapter_for
 from coremat.tasks.training.architecture import CHAT_TEMPLATE, PRUNE_LAYER
 

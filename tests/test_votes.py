@@ -22,6 +22,7 @@ def draw(seed: int, *shape: int, dtype: torch.dtype, values: int) -> torch.Tenso
     return (drawn / values).to(dtype)
 
 
+@pytest.mark.parametrize("narrow", [0, 10**6])
 @quick
 @given(
     seeds,
@@ -32,13 +33,18 @@ def draw(seed: int, *shape: int, dtype: torch.dtype, values: int) -> torch.Tenso
     st.integers(1, 40),
     st.integers(2, 30),
 )
-def test_votes_are_those_of_the_plain_way(seed, dtype, alpha, rows, tokens, neurons, values):
+def test_votes_are_those_of_the_plain_way(narrow, seed, dtype, alpha, rows, tokens, neurons, values):
     activations = draw(seed, rows, tokens, neurons, dtype=dtype, values=values)
     voters = torch.rand(rows, tokens, generator=seeded(seed)) < 0.7
-    assert torch.equal(votes(activations, alpha, voters), plainly(activations, alpha, voters))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coremat.votes.NARROW", narrow)
+        counted = votes(activations, alpha, voters)
+    assert torch.equal(counted, plainly(activations, alpha, voters))
 
 
-def test_more_tokens_than_a_byte_can_count():
+@pytest.mark.parametrize("narrow", [0, 10**6])
+def test_more_tokens_than_a_byte_can_count(narrow, monkeypatch):
+    monkeypatch.setattr("coremat.votes.NARROW", narrow)
     activations = torch.ones(1, 2 * BLOCK + 7, 5, dtype=torch.bfloat16)
     everyone = torch.ones(activations.shape[:2], dtype=torch.bool)
     assert votes(activations, 0.4, everyone).tolist() == [[2 * BLOCK + 7] * 2 + [0] * 3]

@@ -238,8 +238,8 @@ def test_unknown_dtype_is_refused(model):
 
 def test_another_vision_tower_is_refused():
     config = shipped_config("llava-1.5-7b")
-    config.vision_config.model_type = "siglip_vision_model"
-    with pytest.raises(UnsupportedError, match="siglip_vision_model"):
+    config.vision_config.model_type = "pixtral"
+    with pytest.raises(UnsupportedError, match="the vision tower is 'pixtral'"):
         ModelSize.of(config)
 
 

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 import torch
 
 from coremat import kernels
+from coremat.config import SparsityConfig
+from coremat.core_neurons import core_count
 from coremat.engine.gathered import GatheredFFN, streamed
+from coremat.engine.per_token import OracleFFN, PredictedFFN
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.stopwatch import Stopwatch
 
@@ -37,8 +40,13 @@ def check_backend(backend: str) -> None:
         raise ConfigError(f"backend is {backend!r}; accepted: {', '.join(BACKENDS)}.")
 
 
-def make_ffn(mlp: Any, backend: str) -> SparseFFN:
+def make_ffn(mlp: Any, backend: str, config: SparsityConfig) -> SparseFFN:
     """The sparse FFN over `mlp` (`gate_proj`, `up_proj`, `down_proj`, `act_fn`); "auto" takes the fastest that can."""
+    count = core_count(mlp.gate_proj.weight.shape[0], config.beta)
+    if config.neurons == "oracle":
+        return OracleFFN(mlp, count)
+    if config.neurons == "predicted":
+        return PredictedFFN(mlp, count)
     if backend == "gathered":
         return GatheredFFN(mlp)
     hindrance = _hindrance(mlp)

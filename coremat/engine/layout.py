@@ -1,8 +1,14 @@
 """How the weights of `down_proj` lie in memory: neuron by neuron while a model is sparse, as they were afterwards."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import torch
+
+from coremat.undo import replace_method
+
+LONG = 256  # tokens from which the product is made the other way round
 
 
 @contextmanager
@@ -15,8 +21,26 @@ def neuron_major(mlp: Any) -> Iterator[None]:
     if weight.T.is_contiguous():
         yield
         return
-    weight.data = weight.data.T.contiguous().T
-    try:
+    with ExitStack() as undo:
+        weight.data = weight.data.T.contiguous().T
+        undo.callback(_lay_back, weight)
+        if weight.device.type == "cpu":
+            replace_method(mlp.down_proj, "forward", _product(mlp.down_proj, mlp.down_proj.forward), undo)
         yield
-    finally:
-        weight.data = weight.data.contiguous()
+
+
+def _lay_back(weight: torch.nn.Parameter) -> None:
+    weight.data = weight.data.contiguous()
+
+
+def _product(down: Any, plain: Callable) -> Callable:
+    """The forward of `down_proj`. On a CPU a product with many tokens is a fifth faster as (W xᵀ)ᵀ in this layout."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        if len(tokens) < LONG:
+            return plain(x)
+        out = torch.mm(down.weight, tokens.T).T.contiguous().view(*x.shape[:-1], -1)
+        return out if down.bias is None else out + down.bias
+
+    return forward

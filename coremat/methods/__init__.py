@@ -1,4 +1,8 @@
-"""Methods by name: what `--methods` accepts. Each is a value of `SparsityConfig`; options typed by hand override it."""
+"""Methods by name: what `--methods` accepts. Each is a value of `SparsityConfig`; options typed by hand override it.
+
+The rivals' mathematics is in the modules beside this one; what prunes tokens alone combines with core neurons, as in
+"fastv+core-neurons".
+"""
 
 from dataclasses import dataclass, fields, replace
 
@@ -11,6 +15,15 @@ class Method:
     name: str
     summary: str
     config: SparsityConfig
+
+
+BOTH = "+core-neurons"
+NINTH = 0.1111  # of the image tokens: 64 of LLaVA-1.5's 576
+
+
+def _early(score: str, tokens: str | float) -> SparsityConfig:
+    """A rival that chooses before the decoder."""
+    return SparsityConfig(tokens=tokens, token_score=score, neurons="all", prune_layer=0)
 
 
 _ALL = (
@@ -43,6 +56,34 @@ _ALL = (
         "as many image tokens as core-tokens keeps, those with the fewest core neurons",
         SparsityConfig(token_score="fewest-core-neurons", neurons="all"),
     ),
+    Method(
+        "oracle-neurons",
+        "each token's largest activations, known beforehand: the upper bound of any predictor, without its speed",
+        SparsityConfig(tokens="all", neurons="oracle"),
+    ),
+    Method(
+        "powerinfer",
+        "a predictor's time at its sparsity (the paper's PowerInfer row); timing only, its answers mean nothing",
+        SparsityConfig(tokens="all", neurons="predicted", beta=0.2),
+    ),
+    Method(
+        "corematching-released",
+        "what the authors' released code does: zeros in the caches of layers 5 to 18; nothing gets shorter",
+        SparsityConfig(tokens="all", neurons="all", released=True),
+    ),
+    Method(
+        "fastv",
+        "FastV: half of the image tokens, by the last token's attention in layer 2",
+        SparsityConfig(tokens=0.5, token_score="attention", neurons="all"),
+    ),
+    Method(
+        "prumerge", "PruMerge: outliers of the class token's attention; the others merged", _early("prumerge", "knee")
+    ),
+    Method("prumerge+", "PruMerge+: the same with places at even distances", _early("prumerge+", "knee")),
+    Method("visionzip", "VisionZip: dominant tokens and merged contextual ones", _early("visionzip", NINTH)),
+    Method("divprune", "DivPrune: the most diverse image tokens, by max-min distance", _early("divprune", 0.098)),
+    Method("uniform-tokens", "image tokens at even distances over the grid", _early("uniform", NINTH)),
+    Method("average-pooling", "image tokens averaged over cells of the grid", _early("pooling", NINTH)),
 )
 METHODS = {method.name: method for method in _ALL}
 DEFAULT_METHODS = ("dense", "corematching", "core-tokens", "core-neurons", "random-tokens", "random-neurons")
@@ -53,9 +94,7 @@ def method_config(name: str, **overrides: object) -> SparsityConfig:
 
     What a method leaves alone stays so: `tokens` given to core-neurons would make it another method.
     """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    config = METHODS[name].config
+    config = _named(name)
     known = {field.name for field in fields(SparsityConfig)}
     for option in overrides:
         if option not in known:
@@ -65,14 +104,29 @@ def method_config(name: str, **overrides: object) -> SparsityConfig:
     return replace(config, **overrides)  # type: ignore[arg-type]
 
 
-def parse_method(spec: str, **defaults: object) -> SparsityConfig:
-    """The config of "name" or "name:option=value:option=value"; `defaults` give way to what is typed.
+def _named(name: str) -> SparsityConfig:
+    """A method, or one that prunes tokens alone with core neurons beside."""
+    if name in METHODS:
+        return METHODS[name].config
+    alone = METHODS.get(name.removesuffix(BOTH))
+    if alone is None:
+        raise UnknownNameError("method", name, METHODS)
+    if not alone.config.prunes_tokens or alone.config.prunes_neurons:
+        raise ConfigError(f"method is {name!r}; accepted before {BOTH}: a method that prunes tokens alone.")
+    return replace(alone.config, neurons="core")
 
-    Raises UnknownNameError or ConfigError.
+
+def parse_method(spec: str, **defaults: object) -> SparsityConfig:
+    """The config of "name" or "name:option=value:option=value".
+
+    `defaults` give way to what is typed and to what the method is: a count of tokens is for methods that prune them, a
+    pruning layer for those that choose in the decoder. Raises UnknownNameError or ConfigError.
     """
     name, *options = spec.split(":")
-    typed = dict(_option(spec, text) for text in options)
-    return method_config(name, **(defaults | typed))
+    config = _named(name)
+    unfit = {"tokens": not config.prunes_tokens, "prune_layer": config.before_decoder}
+    fit = {option: value for option, value in defaults.items() if not unfit.get(option)}
+    return method_config(name, **(fit | dict(_option(spec, text) for text in options)))
 
 
 def _option(spec: str, text: str) -> tuple[str, object]:

@@ -1,15 +1,19 @@
 """What the rest of coremat may know of a model family. One subclass per family, in the file of its `model_type`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
-from coremat.errors import UnsupportedError
+from coremat.errors import DataError, UnsupportedError
 from coremat.flops import DecoderShape
 
-FFN_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+FFN_PARTS = (*PROJECTIONS, "act_fn")
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Adapter(ABC):
@@ -17,6 +21,7 @@ class Adapter(ABC):
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._check_decoder()
         self._check_layers()
 
     @property
@@ -32,31 +37,99 @@ class Adapter(ABC):
         """The gated FFN of a layer: `gate_proj`, `up_proj`, `down_proj` and `act_fn`."""
         return layer.mlp
 
+    # --- what is refused ----------------------------------------------------------------------------------------
+
+    def _check_decoder(self) -> None:
+        if self.model.config.get_text_config().is_encoder_decoder:
+            raise UnsupportedError(
+                f"the text model of {type(self.model).__name__} has an encoder beside its decoder; "
+                "accepted: a decoder alone."
+            )
+
     def _check_layers(self) -> None:
+        owners: dict[int, str] = {}
         for number, layer in enumerate(self.layers):
-            missing = [part for part in FFN_PARTS if not hasattr(getattr(layer, "mlp", None), part)]
+            place = f"layer {number} of {type(self.model).__name__}"
+            mlp = getattr(layer, "mlp", None)
+            missing = [part for part in FFN_PARTS if not hasattr(mlp, part)]
             if missing:
                 raise UnsupportedError(
-                    f"layer {number} of {type(self.model).__name__} ({type(self.decoder).__name__}) has no "
+                    f"{place} ({type(self.decoder).__name__}) has no "
                     f"{', '.join(missing)} in its mlp; a gated FFN with {', '.join(FFN_PARTS)} is needed."
                 )
+            for name in PROJECTIONS:
+                _check_projection(getattr(mlp, name), f"{name} in {place}", owners)
+
+    @property
+    def token_hindrance(self) -> str | None:
+        """Why this family's image tokens cannot be pruned, as a sentence; None where they can."""
+        return None
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that the layers with a sliding window see; None where every layer sees all."""
+        return None
+
+    # --- vision -------------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def vision(self) -> tuple[Any, Any]:
         """The modules between an image and its tokens: the vision tower, and the projector, which runs last."""
 
+    @property
+    def vision_layers(self) -> Sequence[Any] | None:
+        """The tower's layers, where each has a `self_attn` with `q_proj`, `k_proj` and `num_heads` over a class token
+        and the patches; None for other towers."""
+        return None
+
+    @property
+    def feature_layer(self) -> int:
+        """Which of `vision_layers` gives what the projector gets, as an index from the end."""
+        return -1
+
+    @property
+    def image_tokens(self) -> int | None:
+        """Tokens of every image, row by row over a square; None where that differs from image to image."""
+        return None
+
+    # --- tokens -------------------------------------------------------------------------------------------------
+
+    @property
+    def plain_positions(self) -> bool:
+        """Whether a token's position is one number that may be counted anew."""
+        return True
+
     def visual_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """bool [B, S]: which tokens stand for a piece of an image."""
-        return input_ids == self.model.config.image_token_id
+        """bool [B, S]: which tokens stand for a piece of an image or video."""
+        config = self.model.config
+        visual, video = input_ids == config.image_token_id, getattr(config, "video_token_id", None)
+        return visual if video is None else visual | (input_ids == video)
 
-    @abstractmethod
     def visual_index(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Which image of its sequence each token belongs to: int64 [B, S], -1 for text and padding."""
+        """Which image of its sequence each token belongs to: int64 [B, S], -1 for text and padding.
 
-    @abstractmethod
+        By counting where all images have as many tokens; else every run of one placeholder is an image.
+        """
+        visual = self.visual_tokens(input_ids)
+        if self.image_tokens is not None:
+            return _by_count(visual, self.image_tokens)
+        begins = visual.clone()
+        begins[:, 1:] &= input_ids[:, 1:] != input_ids[:, :-1]
+        return torch.where(visual, begins.cumsum(1) - 1, -1)
+
+    def narrowing(self, held: Callable[[], torch.Tensor | None]) -> AbstractContextManager[None]:
+        """Inside it, what the decoder adds between its layers is cut to the columns that the layers hold.
+
+        held: these columns, int64 [B, K]; None while the layers hold the whole prompt.
+        """
+        return nullcontext()
+
+    # --- attention ----------------------------------------------------------------------------------------------
+
     def last_query(self, layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The rotated query of the last token [B, heads, d], from the layer's attention input [B, S, H]."""
+        return rotate_half_query(layer, hidden, rotary)
 
     def scaling(self, layer: Any) -> float:
         return layer.self_attn.scaling
@@ -65,20 +138,57 @@ class Adapter(ABC):
         """W_O [H, heads * d]."""
         return layer.self_attn.o_proj.weight
 
-    @property
-    def image_tokens(self) -> int | None:
-        """Tokens of every image, row by row over a square; None where that differs from image to image."""
-        return None
+    def caches_text(self, layer: Any) -> bool:
+        """Whether a layer's cache has the columns of the prompt, and not those of something else."""
+        return True
 
     @property
     def shape(self) -> DecoderShape:
         return DecoderShape.of(self.decoder.config)
 
 
+def _check_projection(linear: Any, place: str, owners: dict[int, str]) -> None:
+    """owners: the projections seen before, by the identity of their weights."""
+    weight = getattr(linear, "weight", None)
+    dtype = getattr(weight, "dtype", None)
+    if not isinstance(linear, nn.Linear) or dtype not in WEIGHT_TYPES:
+        accepted = ", ".join(str(t).removeprefix("torch.") for t in WEIGHT_TYPES)
+        raise UnsupportedError(
+            f"{place} is a {type(linear).__name__} with weights of {dtype}; "
+            f"accepted: a Linear of {accepted}, neither quantised nor wrapped."
+        )
+    if owners.setdefault(id(weight), place) != place:
+        raise UnsupportedError(f"{place} shares its weights with {owners[id(weight)]}; accepted: weights of its own.")
+
+
+def _by_count(visual: torch.Tensor, per_image: int) -> torch.Tensor:
+    counts = visual.sum(1)
+    if (counts % per_image).any():
+        raise DataError(
+            f"a prompt has {int(counts[counts % per_image > 0][0])} image tokens; "
+            f"accepted: a multiple of {per_image}, the tokens of one image."
+        )
+    return torch.where(visual, (visual.cumsum(1) - 1) // per_image, -1)
+
+
+def refuse_sliding_layers(config: Any) -> None:
+    """For families whose layers see everything in every released model."""
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UnsupportedError(
+            f"the text model has layers with a sliding window of {config.sliding_window}; "
+            "only full attention is supported."
+        )
+
+
 def rotate_half_query(layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The last token's query with Llama's rotary embedding (halves swapped): shared by the families that use it."""
+    """The last token's query with Llama's rotary embedding (halves swapped): shared by the families that use it.
+
+    Where queries are normalised, that is head by head and before they are rotated.
+    """
     attention = layer.self_attn
     query = attention.q_proj(hidden[:, -1:]).unflatten(-1, (-1, attention.head_dim))[:, 0]
+    if hasattr(attention, "q_norm"):
+        query = attention.q_norm(query)
     cos, sin = (part[:, -1:].to(query.dtype) for part in rotary)
     first, second = query.chunk(2, dim=-1)
     return query * cos + torch.cat((-second, first), dim=-1) * sin

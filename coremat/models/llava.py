@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import torch
-
-from coremat.errors import DataError, UnsupportedError
-from coremat.models.adapter import Adapter, rotate_half_query
+from coremat.errors import UnsupportedError
+from coremat.models.adapter import Adapter
 
 
 class LlavaAdapter(Adapter):
@@ -22,6 +20,17 @@ class LlavaAdapter(Adapter):
         return self.model.model.vision_tower, self.model.model.multi_modal_projector
 
     @property
+    def vision_layers(self) -> Any:
+        tower = self.model.model.vision_tower
+        if getattr(self.model.config.vision_config, "model_type", "") != "clip_vision_model":
+            return None
+        return getattr(tower, "vision_model", tower).encoder.layers
+
+    @property
+    def feature_layer(self) -> int:
+        return self.model.config.vision_feature_layer
+
+    @property
     def image_tokens(self) -> int:
         """Image tokens per image, from the tower's geometry."""
         config = self.model.config
@@ -30,16 +39,3 @@ class LlavaAdapter(Adapter):
             return config.image_seq_length
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (config.vision_feature_select_strategy == "full")
-
-    def visual_index(self, input_ids: torch.Tensor) -> torch.Tensor:
-        visual = self.visual_tokens(input_ids)
-        counts = visual.sum(1)
-        if (counts % self.image_tokens).any():
-            raise DataError(
-                f"a prompt has {int(counts[counts % self.image_tokens > 0][0])} image tokens; "
-                f"accepted: a multiple of {self.image_tokens}, the tokens of one image."
-            )
-        return torch.where(visual, (visual.cumsum(1) - 1) // self.image_tokens, -1)
-
-    def last_query(self, layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return rotate_half_query(layer, hidden, rotary)

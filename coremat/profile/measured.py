@@ -17,15 +17,15 @@ from coremat.flops import CONVENTION
 from coremat.loading import DTYPES, load, own_prune_layer
 from coremat.memory_plan import MemoryPlan
 from coremat.models import Adapter, adapter_for
-from coremat.patch import apply
 from coremat.profile.counted import counted_prefill_flops
 from coremat.profile.machine import Machine, measure_machine
 from coremat.profile.model_size import ModelSize
-from coremat.profile.options import BenchOptions
+from coremat.profile.options import DENSE, BenchOptions
 from coremat.profile.random_weights import random_model, random_prompt, with_layers
 from coremat.profile.rows import Found, measured_rows, memory_row
 from coremat.profile.shipped_config import config_of
-from coremat.profile.sides import Side, decoders
+from coremat.profile.sides import Limit, Side, decoders
+from coremat.profile.support import given_and_skipped
 from coremat.profile.timing import AnswerTimes, Inputs
 from coremat.profile.workload import Workload
 from coremat.progress import Progress, Step
@@ -33,7 +33,7 @@ from coremat.results.bench_record import BenchRecord
 from coremat.results.bench_rows import BenchMemory, BenchRow
 
 Keep = Callable[[BenchRecord], object]
-ROOM = 0.9  # of a device's free memory, for weights; the rest is for activations and the runtime
+ROOM = 0.9  # of a device's free memory; the rest is for the runtime
 SHORT = 2  # new tokens of the answer that is looked at for its memory
 
 
@@ -62,6 +62,9 @@ def measure(options: BenchOptions, device: str, progress: Progress, keep: Keep) 
         if not _is_out_of_memory(error):
             raise
         return Outcome(run.record(), UnsupportedError(f"memory ran out at {run.at}; what was finished is kept."))
+    finally:
+        if run.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0, run.device)
     return Outcome(run.record())
 
 
@@ -71,7 +74,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 class _Run:
-    """One model on one device. `at`: what is being done."""
+    """One model on one device. `at`: what is being done; `skipped`: methods that this model cannot give, and why."""
 
     def __init__(self, options: BenchOptions, device: torch.device, progress: Progress) -> None:
         self.options, self.device, self._progress = options, device, progress
@@ -80,9 +83,7 @@ class _Run:
         self.memory: list[BenchMemory] = []
         self._tell("making the model", 0)
         self.config = config_of(options.model)
-        self._limit = options.memory_limit or self._free_memory()
-        if options.memory_limit is not None:
-            torch.cuda.set_per_process_memory_fraction(options.memory_limit / self._total_memory, device)
+        self._limit = self._memory_limit()
         self.adapter = self._adapter()
         self.size = ModelSize.of(self.adapter.model.config)
         self.sides = self._sides()
@@ -96,30 +97,29 @@ class _Run:
         return adapter_for(random_model(self.config, options.layers, self.dtype, here, options.seed))
 
     def _sides(self) -> list[Side]:
-        options = self.options
         found = []
-        for spec, config in options.configs(self.size.image_tokens, own_prune_layer(self.config)).items():
-            with apply(self.adapter.model, config):
-                pass  # a layer that this model has not is refused before anything is run
+        configs = self.options.configs(self.size.image_tokens, own_prune_layer(self.config))
+        given, self.skipped = given_and_skipped(self.adapter.model, configs, DENSE)
+        for spec, config in given.items():
             limit, resident = self._offload(config)
-            ways = decoders(self.device, config, limit)
-            found += [Side(spec, config, way, self.device, limit, resident) for way in ways]
+            for way in decoders(self.device, self.adapter, config, limit):
+                found.append(Side(spec, config, way, self.device, limit, resident))
         return found
 
-    @property
-    def _total_memory(self) -> int:
-        return torch.cuda.get_device_properties(self.device).total_memory
-
-    def _free_memory(self) -> int | None:
-        """Bytes of a device that is too small for the whole model, None of one that is not."""
+    def _memory_limit(self) -> int | None:
+        """Bytes of a device into which the dense model does not fit, None where it does."""
         if self.device.type != "cuda":
             return None
-        free, _ = torch.cuda.mem_get_info(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        limit = self.options.memory_limit or int(ROOM * free)
         whole = ModelSize.of(with_layers(self.config, self.options.layers)).parameters * self.dtype.itemsize
-        return int(ROOM * free) if whole > ROOM * free else None
+        if whole <= limit:
+            return None
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), self.device)
+        return limit
 
-    def _offload(self, config: SparsityConfig) -> tuple[int | None, int]:
-        """The limit that a method runs under, and the layers whose FFNs stay on the device."""
+    def _offload(self, config: SparsityConfig) -> tuple[Limit | None, int]:
+        """What a method may take of a small device, and the layers whose FFNs stay on it."""
         if self._limit is None:
             return None, 0
         options = self.options
@@ -129,7 +129,8 @@ class _Run:
             self.adapter.model, config, max(options.batch_sizes), prompt, kept, options.new_tokens, self.dtype
         )
         plan.check(self._limit)
-        return self._limit, plan.resident_layers(self._limit)
+        weights = self._limit - plan.dense_kv_cache - plan.activations  # accelerate counts nothing else
+        return Limit(self._limit, weights), plan.resident_layers(self._limit)
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -166,7 +167,7 @@ class _Run:
             kept = round(sum(row.image_tokens_kept for row in session.stats) / batch_size)
             share = session.ffn_share if batch_size > 1 else None
             workspace = session.workspace_bytes
-            counted = self._count(inputs) if batch_size == 1 and side.memory_limit is None else None
+            counted = self._count(inputs) if batch_size == 1 and side.limit is None else None
         config, work = side.config, (self.size.image_tokens, kept, self.options.text_tokens, batch_size)
         own = Workload(self.size, config, *work, dtype=self._dtype_name, ffn_share=share)
         dense = finds[self.sides[0]].workload if finds else own
@@ -206,6 +207,7 @@ class _Run:
             "bandwidth": machine.bandwidth,
             "rate": machine.rate,
             "image_tokens_kept": "found" if found else "given",
+            "skipped": self.skipped,
             "flops_convention": CONVENTION,
         }
         attention = str(self.adapter.decoder.config._attn_implementation)

@@ -1,21 +1,31 @@
-"""How many parameters a LLaVA has, and where: by formula, from its Hugging Face config. No model is made."""
+"""How many parameters a model has, and where: counted on the empty shell that its Hugging Face config makes.
 
+No weight is made and no adapter is needed. What the vision tower computes is by formula, from the same shell and
+`coremat.profile.pictures`: 2 operations per multiply-add of matrix products, as in `coremat.flops`.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from coremat.errors import UnsupportedError
-from coremat.flops import DecoderShape
+from torch import nn
 
-TOWERS = ("clip_vision_model",)
+from coremat.flops import DecoderShape
+from coremat.profile.pictures import TowerPass, picture_of
+from coremat.profile.random_weights import bare_model
+
+PATCH_EMBEDDINGS = (nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One model's decoder, and how many parameters it has where. Biases of the decoder are not counted.
+    """One model's decoder, how many parameters it has where, and what one picture (`pictures`) costs it.
 
-    attention, ffn, norms: of all decoder layers (norms with the last one). embedding: 0 where the head's weights serve.
-    tower_flops, projector_flops: of one image. The tower's are those of all its layers, for Hugging Face runs them
-    all, also those behind `vision_feature_layer`. image_tokens: of one image.
+    attention, ffn: of all decoder layers; norms: what else the decoder has. embedding: 0 where the head's weights
+    serve. tower: everything before the projector, both towers where there are two. tower_flops, projector_flops: of one
+    picture; the tower's are those of all its layers, for Hugging Face runs them all, also those behind
+    `vision_feature_layer`. image_tokens: of one picture in the decoder's sequence. cross_layers: decoder layers that
+    look at a picture's `cross_keys` in place of the sequence.
     """
 
     shape: DecoderShape
@@ -30,30 +40,36 @@ class ModelSize:
     tower_flops: int
     projector_flops: int
     image_tokens: int
+    cross_layers: int = 0
+    cross_keys: int = 0
 
     @classmethod
     def of(cls, config: Any) -> "ModelSize":
-        """From the Hugging Face config of a LLaVA with a CLIP tower."""
-        text, vision = config.text_config, config.vision_config
-        if vision.model_type not in TOWERS:
-            raise UnsupportedError(f"the vision tower is {vision.model_type!r}; counted are {', '.join(TOWERS)}.")
-        shape, layers = DecoderShape.of(text), text.num_hidden_layers
-        patches = _patches(vision)
-        image_tokens = patches + (config.vision_feature_select_strategy == "full")
-        projector = _projector_weights(config)
+        """From a Hugging Face config. UnsupportedError for a family that `pictures` has not."""
+        picture, model = picture_of(config), bare_model(config, "meta")
+        decoder = model.get_decoder()
+        cross = [layer.cross_attn for layer in decoder.layers if hasattr(layer, "cross_attn")]
+        attention = _parameters(cross + [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")])
+        ffn = _parameters(layer.mlp for layer in decoder.layers)
+        embedding, head = decoder.get_input_embeddings(), _parameters([model.lm_head])
+        projector = _parameters(model.get_submodule(name) for name in picture.run.projector)
+        own = _parameters([decoder])
+        tied = embedding.weight is model.lm_head.weight
         return cls(
-            shape=shape,
-            layers=layers,
-            attention=layers * shape.attention_weights,
-            ffn=layers * shape.ffn * shape.neuron_weights,
-            norms=(2 * layers + 1) * shape.hidden,
-            head=shape.head_weights,
-            embedding=0 if config.tie_word_embeddings else shape.head_weights,
-            tower=_tower_parameters(vision),
-            projector=projector + 2 * shape.hidden * config.multimodal_projector_bias,
-            tower_flops=_tower_flops(vision),
-            projector_flops=2 * image_tokens * projector,
-            image_tokens=image_tokens,
+            shape=DecoderShape.of(config.get_text_config()),
+            layers=len(decoder.layers),
+            attention=attention,
+            ffn=ffn,
+            norms=own - attention - ffn - embedding.weight.numel(),
+            head=head,
+            embedding=0 if tied else embedding.weight.numel(),
+            tower=_parameters([model]) - own - head * (not tied) - projector,
+            projector=projector,
+            tower_flops=_tower_flops(model, picture.run),
+            projector_flops=_projector_flops(model, picture.run),
+            image_tokens=picture.tokens,
+            cross_layers=len(cross),
+            cross_keys=picture.cross_keys,
         )
 
     @property
@@ -66,42 +82,47 @@ class ModelSize:
         return self.attention + self.norms + self.head + self.embedding + self.tower + self.projector
 
     @property
+    def text_layers(self) -> int:
+        """Decoder layers whose attention is over the sequence."""
+        return self.layers - self.cross_layers
+
+    @property
     def kv_values(self) -> int:
         """Numbers that the cache holds for one token, in all layers."""
-        return 2 * self.layers * self.shape.key_value
+        return 2 * self.text_layers * self.shape.key_value
+
+    @property
+    def cross_values(self) -> int:
+        """Numbers that the cache holds for one picture, in the cross-attention layers."""
+        return 2 * self.cross_layers * self.shape.key_value * self.cross_keys
+
+    def cross_flops(self, tokens: int, ffn: int, reads_picture: bool) -> int:
+        """The cross-attention layers over some tokens; reads_picture: they make its keys and values too."""
+        shape = self.shape
+        queries = 2 * shape.hidden * shape.attention + shape.neuron_weights * ffn
+        pairs = 4 * tokens * self.cross_keys * shape.attention
+        keys = 2 * self.cross_keys * 2 * shape.hidden * shape.key_value * reads_picture
+        return self.cross_layers * (2 * tokens * queries + pairs + keys)
 
 
-def _patches(vision: Any) -> int:
-    return (vision.image_size // vision.patch_size) ** 2
+def _parameters(modules: Iterable[nn.Module]) -> int:
+    return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
-def _patch_weights(vision: Any) -> int:
-    return vision.hidden_size * vision.num_channels * vision.patch_size**2
+def _matrices(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
-def _tower_layer_weights(vision: Any) -> int:
-    """Four square projections and an FFN that is not gated."""
-    return 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+def _tower_flops(model: nn.Module, run: TowerPass) -> int:
+    """Patch embedding, and all layers over all tokens of all tiles."""
+    tower = model.get_submodule(run.tower)
+    projectors = {id(part) for name in run.projector for part in model.get_submodule(name).modules()}
+    parts = [part for part in tower.modules() if id(part) not in projectors]
+    per_patch = sum(_matrices(part) for part in parts if isinstance(part, PATCH_EMBEDDINGS))
+    per_token = sum(_matrices(part) for part in parts if isinstance(part, nn.Linear))
+    attention = 4 * run.tokens * sum(run.seen) * run.width
+    return run.tiles * (2 * run.patches * per_patch + 2 * run.tokens * per_token + attention)
 
 
-def _tower_parameters(vision: Any) -> int:
-    hidden = vision.hidden_size
-    biases_and_norms = 5 * hidden + vision.intermediate_size + 4 * hidden
-    around = hidden + (_patches(vision) + 1) * hidden + 4 * hidden  # class embedding, positions, first and last norm
-    layers = vision.num_hidden_layers * (_tower_layer_weights(vision) + biases_and_norms)
-    return _patch_weights(vision) + around + layers
-
-
-def _tower_flops(vision: Any) -> int:
-    """Patch embedding, and all layers over the patches and the class token."""
-    tokens = _patches(vision) + 1
-    layer = 2 * tokens * _tower_layer_weights(vision) + 4 * tokens**2 * vision.hidden_size
-    return 2 * _patches(vision) * _patch_weights(vision) + vision.num_hidden_layers * layer
-
-
-def _projector_weights(config: Any) -> int:
-    """Two matrices; the tower's layers that are read stand side by side in the first."""
-    features = config.vision_feature_layer
-    read = 1 if isinstance(features, int) else len(features)
-    hidden = config.text_config.hidden_size
-    return hidden * (read * config.vision_config.hidden_size + hidden)
+def _projector_flops(model: nn.Module, run: TowerPass) -> int:
+    return 2 * run.projected * sum(_matrices(model.get_submodule(name)) for name in run.projector)

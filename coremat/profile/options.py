@@ -18,9 +18,9 @@ class BenchOptions:
     """The options of `coremat bench`.
 
     methods: as typed; dense is the first whether typed or not, for all are compared with it. layers: decoder layers
-    that are run, all if None. image_tokens_kept: a count, "knee", or None for the paper's average. text_tokens: of the
-    prompt, beside its image. memory_limit: bytes of the device, None for all of them. dtype: "auto" is bfloat16, or
-    float16 where a device lacks that.
+    that are run, all if None. image_tokens_kept: a count for all methods, "knee", or None for the paper's average.
+    text_tokens: of the prompt, beside its image. memory_limit: bytes of the device, None for all of them. dtype: "auto"
+    is bfloat16, or float16 where a device lacks that.
     """
 
     model: str
@@ -64,17 +64,19 @@ class BenchOptions:
         """How many of so many image tokens a method keeps whose own count is the knee's."""
         if self.image_tokens_kept is None:
             return max(1, round(PAPER_KEPT * image_tokens))
-        if isinstance(self.image_tokens_kept, int) and self.image_tokens_kept > image_tokens:
+        if isinstance(self.image_tokens_kept, int) and self.image_tokens_kept > image_tokens > 0:
             raise ConfigError(f"image_tokens_kept is {self.image_tokens_kept}; accepted: knee, or 1 to {image_tokens}.")
         return self.image_tokens_kept
 
     def configs(self, image_tokens: int, prune_layer: int) -> dict[str, SparsityConfig]:
-        """The methods; a count that is given takes the place of the knee's, unless tokens were typed."""
-        found = {}
+        """The methods. A count that is given is the budget of all that prune tokens, and the paper's average takes the
+        place of a knee; what was typed behind a method stays."""
+        kept, found = self.kept(image_tokens), {}
+        budget = {"tokens": kept} if isinstance(self.image_tokens_kept, int) else {}
         for spec in self.methods:
-            config = parse_method(spec, prune_layer=prune_layer, seed=self.seed)
+            config = parse_method(spec, prune_layer=prune_layer, seed=self.seed, **budget)
             knee = config.tokens == "knee" and ":tokens=" not in spec
-            found[spec] = replace(config, tokens=self.kept(image_tokens)) if knee else config
+            found[spec] = replace(config, tokens=kept) if knee else config
         return found
 
     def as_dict(self) -> dict[str, Any]:

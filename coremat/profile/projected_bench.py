@@ -13,9 +13,10 @@ from coremat.profile.devices import GIB, DeviceProfile
 from coremat.profile.machine import Machine
 from coremat.profile.model_size import ModelSize
 from coremat.profile.options import DENSE, BenchOptions
-from coremat.profile.random_weights import with_layers
+from coremat.profile.random_weights import bare_model, with_layers
 from coremat.profile.rows import Found, memory_row, projected_rows
 from coremat.profile.shipped_config import config_of
+from coremat.profile.support import given_and_skipped
 from coremat.profile.workload import Workload
 from coremat.results.bench_record import BenchRecord
 
@@ -28,14 +29,16 @@ def project(options: BenchOptions, profile: DeviceProfile) -> BenchRecord:
         profile = replace(profile, memory_gib=options.memory_limit / GIB, reserved_gib=0.0)
     whole = config_of(options.model)
     dtype = options.dtype if options.dtype != "auto" else _half(profile)
-    size = ModelSize.of(with_layers(whole, options.layers))
+    shown = with_layers(whole, options.layers)
+    size = ModelSize.of(shown)
     if isinstance(options.kept(size.image_tokens), str):
         raise UnsupportedError("image_tokens_kept is 'knee', but a projection runs nothing; accepted: a count.")
     configs = options.configs(size.image_tokens, own_prune_layer(whole))
-    finds = list(_finds(options, configs, size, dtype, profile))
+    given, skipped = given_and_skipped(bare_model(shown, "meta"), configs, DENSE)
+    finds = list(_finds(options, given, size, dtype, profile))
     about = {"model_layers": whole.text_config.num_hidden_layers, "dtype": dtype, "profile": asdict(profile)}
     about |= {"limits": f"rate and bandwidth by the data sheet of {profile.name}", "image_tokens_kept": "given"}
-    about["flops_convention"] = CONVENTION
+    about |= {"flops_convention": CONVENTION, "skipped": skipped}
     return BenchRecord(
         model=options.model,
         rows=tuple(row for found in finds for row in projected_rows(found, profile)),

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from coremat.errors import ConfigError
-from coremat.profile.model_size import ModelSize
+from coremat.profile.pictures import Picture, picture_of
 
 BLOCK = 1_048_583
 
@@ -27,23 +27,34 @@ def random_model(
     seed: int = 0,
 ) -> Any:
     """The config's model with its first `layers` decoder layers (all, if left out), ready to generate without end."""
-    from transformers import AutoModelForImageTextToText
-
-    with _no_initialisation(), torch.device(device):
-        model = AutoModelForImageTextToText.from_config(with_layers(config, layers), dtype=dtype)
-    model.tie_weights()
+    model = bare_model(with_layers(config, layers), device, dtype)
     _fill(model, seed)
     model.generation_config.eos_token_id = None
     return model.eval().requires_grad_(False)
 
 
+def bare_model(config: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The config's model, its weights whatever memory holds; on the device "meta" it has none and takes no time."""
+    from transformers import AutoModelForImageTextToText
+
+    with _no_initialisation(), torch.device(device):
+        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), dtype=dtype)
+    model.tie_weights()
+    return model
+
+
 def with_layers(config: Any, layers: int | None) -> Any:
     """A copy of the config, with that many decoder layers. ConfigError for more than there are."""
     config = copy.deepcopy(config)
-    every = config.text_config.num_hidden_layers
+    text = config.text_config
+    every = text.num_hidden_layers
     if layers is not None and not 1 <= layers <= every:
         raise ConfigError(f"layers is {layers!r}; accepted: 1 to {every}.")
-    config.text_config.num_hidden_layers = layers or every
+    text.num_hidden_layers = layers or every
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    if hasattr(text, "cross_attention_layers"):
+        text.cross_attention_layers = [n for n in text.cross_attention_layers if n < text.num_hidden_layers]
     return config
 
 
@@ -84,29 +95,45 @@ def random_prompt(
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Prompts of equal length: BOS, one image, and random text; `text_tokens` counts the BOS too."""
-    for name, value in (("text_tokens", text_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least 1.")
+    """Prompts of equal length: BOS, one picture, and random text; `text_tokens` counts the BOS too, and a placeholder
+    that is no image token."""
+    picture = picture_of(config)
+    least = 1 + picture.places - picture.tokens
+    for name, value, fewest in (("text_tokens", text_tokens, least), ("batch_size", batch_size, 1)):
+        if value < fewest:
+            raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least {fewest}.")
     draw = torch.Generator().manual_seed(seed)
-    bos = torch.full((batch_size, 1), config.text_config.bos_token_id)
-    image = torch.full((batch_size, ModelSize.of(config).image_tokens), config.image_token_index)
     text = _text_ids(config)
-    words = text[torch.randint(len(text), (batch_size, text_tokens - 1), generator=draw)]
+    first = config.text_config.bos_token_id
+    bos = torch.full((batch_size, 1), int(text[0]) if first is None else first)
+    image = torch.full((batch_size, picture.places), picture.placeholder)
+    words = text[torch.randint(len(text), (batch_size, text_tokens - least), generator=draw)]
     ids = torch.cat((bos, image, words), dim=1)
-    vision = config.vision_config
-    picture = (batch_size, vision.num_channels, vision.image_size, vision.image_size)
-    pixels = torch.randn(picture, generator=draw)
-    return {
-        "input_ids": ids.to(device),
-        "attention_mask": torch.ones_like(ids).to(device),
-        "pixel_values": pixels.to(device, dtype),
-    }
+    name, shape = picture.pixels
+    pixels = torch.randn((batch_size * shape[0], *shape[1:]), generator=draw)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | _beside(picture, ids)
+    return {key: value.to(device) for key, value in inputs.items()} | {name: pixels.to(device, dtype)}
+
+
+def _beside(picture: Picture, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs that say where and of what shape the pictures are."""
+    found = {}
+    for name, numbers in picture.numbers.items():
+        of_one = torch.tensor(numbers)
+        found[name] = of_one.repeat(len(ids), *[1] * (of_one.dim() - 1))
+    if picture.mark is not None:
+        found[picture.mark] = (ids == picture.placeholder).long()
+    if picture.cross_keys:
+        behind = (ids == picture.placeholder).cumsum(1)
+        found["cross_attention_mask"] = behind[:, :, None, None].repeat(1, 1, 1, picture.run.tiles)
+    return found
 
 
 def _text_ids(config: Any) -> torch.Tensor:
     """Every id of the vocabulary that has no meaning of its own."""
-    text = config.text_config
-    special = {config.image_token_index, text.bos_token_id, text.eos_token_id}
-    special |= {getattr(config, "pad_token_id", None), text.pad_token_id}
-    return torch.tensor([token for token in range(text.vocab_size) if token not in special])
+    special: set[int] = set()
+    for part in (config, config.text_config):
+        for name, value in part.to_dict().items():
+            if name.endswith(("_token_id", "_token_index")):
+                special |= set(value) if isinstance(value, (list, tuple)) else {value}
+    return torch.tensor([token for token in range(config.text_config.vocab_size) if token not in special])

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from coremat.config import SparsityConfig
-from coremat.graph_decode import GraphDecoder
+from coremat.graph_decode import GraphDecoder, hindrance
 from coremat.models import Adapter
 from coremat.offload import accelerate_offload, offloaded_ffn
 from coremat.patch import Session, apply
@@ -21,16 +22,23 @@ WARM_UP_TOKENS = 4  # enough for a copy of core rows to be made, into memory tha
 Timed = Callable[[Inputs, int], AnswerTimes]
 
 
+class Limit(NamedTuple):
+    """Bytes of a device that is too small for the dense model: all of them, and those that its weights may take."""
+
+    whole: int
+    weights: int
+
+
 @dataclass(frozen=True)
 class Side:
-    """spec: the method as typed. memory_limit: bytes of the device that weights and cache may take, None where all
-    fits; resident_layers: of how many layers the FFN weights stay on the device then."""
+    """spec: the method as typed. limit: None where all fits; resident_layers: of how many layers the FFN weights stay
+    on the device otherwise."""
 
     spec: str
     config: SparsityConfig
     decoder: str
     device: torch.device
-    memory_limit: int | None = None
+    limit: Limit | None = None
     resident_layers: int = 0
 
     @property
@@ -51,25 +59,27 @@ class Side:
             yield session, partial(timed_graph, adapter, session, decoder)
 
     def _placements(self, adapter: Adapter) -> Sequence[AbstractContextManager]:
-        if self.memory_limit is None:
+        if self.limit is None:
             return ()
         if self.decoder == ACCELERATE:
-            return (accelerate_offload(adapter.model, self.device, self.memory_limit),)
+            return (accelerate_offload(adapter.model, self.device, self.limit.weights),)
         return (offloaded_ffn(adapter.model, self.device, self.resident_layers),)
 
     def answer(self, adapter: Adapter, inputs: Inputs, new_tokens: int) -> AnswerTimes:
-        """One timed answer, after a short one to a few words, which finds memory and threads for it."""
+        """One timed answer, after a short one that finds memory and threads for it: to a few words, or, where a graph
+        has to be captured for a cache of its size, to the same prompt."""
         words = {name: inputs[name][:, -WARM_UP_TOKENS:] for name in ("input_ids", "attention_mask")}
         with self.open(adapter, len(inputs["input_ids"]), new_tokens) as (_, timed):
-            timed(words, WARM_UP_TOKENS)
+            timed(inputs if self.decoder == GRAPH else words, WARM_UP_TOKENS)
             return timed(inputs, new_tokens)
 
 
-def decoders(device: torch.device, config: SparsityConfig, memory_limit: int | None) -> tuple[str, ...]:
+def decoders(device: torch.device, adapter: Adapter, config: SparsityConfig, limit: Limit | None) -> tuple[str, ...]:
     """The ways to decode a method here: as users do, and the fastest there is.
 
-    Under a memory limit dense is given to accelerate, as users do, and to the same streams that sparse prefills use.
+    Where memory is short dense is given to accelerate, as users do, and to the same streams that sparse prefills use.
     """
-    if memory_limit is not None:
-        return (EAGER, GRAPH) if config.prunes_neurons else (ACCELERATE, STREAMED)
-    return (EAGER, GRAPH) if device.type == "cuda" else (EAGER,)
+    fast = (EAGER, GRAPH) if hindrance(adapter) is None else (EAGER,)
+    if limit is not None:
+        return fast if config.prunes_neurons else (ACCELERATE, STREAMED)
+    return fast if device.type == "cuda" else (EAGER,)

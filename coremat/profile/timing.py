@@ -47,7 +47,7 @@ def timed_generate(adapter: Adapter, session: Session, inputs: Inputs, new_token
     with _marked(adapter, marks), torch.inference_mode():
         marks.mark("start")
         out = adapter.model.generate(**inputs, **options, logits_processor=processors)
-    return _times(marks, session, _bytes(out.past_key_values, new_tokens - 1))
+    return _times(marks, session, _bytes(adapter, out.past_key_values, new_tokens - 1))
 
 
 def timed_graph(
@@ -95,7 +95,11 @@ def _times(marks: Marks, session: Session, kv_bytes: int, steps: int = 0) -> Ans
     )
 
 
-def _bytes(cache: Any, new: int) -> int:
-    """Of the columns that were there before the last `new` ones."""
-    tensors = [tensor[:, :, : tensor.shape[2] - new] for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _bytes(adapter: Adapter, cache: Any, new: int) -> int:
+    """Of the columns that were there before the last `new` ones; an image's own keys, where they are, never grow."""
+    held = 0
+    for layer, kept in zip(adapter.layers, cache.layers, strict=True):
+        grown = new if adapter.caches_text(layer) else 0
+        tensors = [tensor for tensor in (kept.keys, kept.values) if tensor is not None]
+        held += sum(t[:, :, : t.shape[2] - grown].numel() * t.element_size() for t in tensors)
+    return held

@@ -59,7 +59,7 @@ class Workload:
 
     def _check_tokens(self) -> None:
         per_image, seen, kept = self.size.image_tokens, self.image_tokens, self.image_tokens_kept
-        if seen % per_image:
+        if seen % per_image if per_image else seen:
             raise ConfigError(f"image_tokens is {seen}; accepted: a multiple of {per_image}, the tokens of one image.")
         if kept > seen or (kept < seen and not self.config.prunes_tokens):
             accepted = f"up to {seen}" if self.config.prunes_tokens else f"{seen}, for no token is dropped"
@@ -85,8 +85,16 @@ class Workload:
 
     @property
     def tokens_per_layer(self) -> list[int]:
-        full = self.config.prune_layer if self.config.prunes_tokens else self.size.layers
-        return [self.prompt_tokens] * full + [self.cached_tokens] * (self.size.layers - full)
+        """Of each layer that attends to the sequence."""
+        every = self.size.text_layers
+        full = self.config.prune_layer if self.config.prunes_tokens else every
+        return [self.prompt_tokens] * full + [self.cached_tokens] * (every - full)
+
+    @property
+    def images(self) -> int:
+        """Of the batch; one for each prompt where cross-attention looks at it."""
+        each = self.image_tokens // self.size.image_tokens if self.size.image_tokens else 1
+        return self.batch_size * each
 
     @property
     def neurons(self) -> int:
@@ -108,32 +116,33 @@ class Workload:
     @property
     def vision_flops(self) -> int:
         """Vision tower and projector, for all images of the batch."""
-        images = self.batch_size * self.image_tokens // self.size.image_tokens
-        return images * (self.size.tower_flops + self.size.projector_flops)
+        return self.images * (self.size.tower_flops + self.size.projector_flops)
 
     @property
     def prefill_flops(self) -> int:
         """The decoder, and the head of the last token."""
-        return self.batch_size * prefill_flops(self.size.shape, self.tokens_per_layer)
+        cross = self.size.cross_flops(self.prompt_tokens, self.size.shape.ffn, reads_picture=True)
+        return self.batch_size * (prefill_flops(self.size.shape, self.tokens_per_layer) + cross)
 
     def decode_flops(self, step: int = 1) -> int:
         """The `step`-th decode step (from 1), which brings the cache to that many tokens more than the prompt's."""
         length = self.cached_tokens + step
-        return self.batch_size * decode_flops(self.size.shape, self.size.layers, length, self.neurons)
+        cross = self.size.cross_flops(1, self.neurons, reads_picture=False)
+        return self.batch_size * (decode_flops(self.size.shape, self.size.text_layers, length, self.neurons) + cross)
 
     # --- bytes moved ------------------------------------------------------------------------------------------
 
     @property
     def vision_bytes(self) -> int:
         """Weights of vision tower and projector, read once for all images."""
-        return self._bytes * (self.size.tower + self.size.projector) * bool(self.image_tokens)
+        return self._bytes * (self.size.tower + self.size.projector) * bool(self.images)
 
     @property
     def prefill_bytes(self) -> int:
         """Weights of decoder and head read once, keys and values written; the embedding is looked up, not read."""
         read = self.size.attention + self.size.ffn + self.size.head
-        written = 2 * self.size.shape.key_value * sum(self.tokens_per_layer) * self.batch_size
-        return self._bytes * (read + written)
+        written = 2 * self.size.shape.key_value * sum(self.tokens_per_layer) + self.size.cross_values
+        return self._bytes * (read + written * self.batch_size)
 
     @property
     def decode_weight_bytes(self) -> int:
@@ -156,7 +165,8 @@ class Workload:
         return 2 * self._cache_values(0)
 
     def _cache_values(self, step: int) -> int:
-        return self.size.kv_values * (self.cached_tokens + step) * self.batch_size
+        one = self.size.kv_values * (self.cached_tokens + step) + self.size.cross_values
+        return one * self.batch_size
 
     @property
     def ffn_bytes(self) -> int:

@@ -9,6 +9,8 @@ from said import Run, refused
 
 from coremat.profile.sides import Side
 
+pytestmark = pytest.mark.usefixtures("quick_machine")
+
 SMALL = ("bench", "--model", "shapes-llava", "--methods", "corematching", "--device", "cpu", "--dtype", "float32")
 
 
@@ -85,5 +87,5 @@ def test_what_was_finished_is_shown_when_memory_runs_out(
     ],
 )
 def test_bad_input_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, options: list, words: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert words in refused(run("bench", *options))

@@ -12,8 +12,8 @@ from PIL import Image
 from said import Run, refused
 
 import coremat
+from coremat.catalogue import BUNDLED, bundled_folder
 from coremat.cli.evaluate import BUNDLED_MODEL
-from coremat.loading import BUNDLED, bundled_folder
 from coremat.results.bench_record import BenchRecord
 from coremat.results.bench_rows import BenchRow
 from coremat.results.record import Record, Row
@@ -159,7 +159,7 @@ def test_a_model_type_without_adapter_is_refused(run: Run, tmp_path: Path, pictu
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    assert "'llama'; supported are llava" in refused(run("run", picture, "what?", "--model", folder))
+    assert "'llama'; supported are gemma3, " in refused(run("run", picture, "what?", "--model", folder))
 
 
 def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
@@ -217,3 +217,36 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     code, _, _ = run(*command)
     assert code == 0
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 8
+
+
+def test_one_budget_of_image_tokens_for_all_methods(run: Run, tmp_path: Path) -> None:
+    methods = "dense,fastv,divprune+core-neurons,core-neurons,uniform-tokens:tokens=9,powerinfer"
+    options = ("--tasks", "shapes", "--limit", 4, "--image-tokens", 12, "--methods", methods, "--output", tmp_path)
+    code, out, err = run("eval", *options)
+    assert code == 0, err
+    record = Record.read(tmp_path)
+    kept = {row.method: (row.image_tokens_kept, row.neurons_kept) for row in record.rows if row.metric == "accuracy"}
+    assert kept == {
+        "dense": (144, 352),
+        "fastv": (12, 352),
+        "divprune+core-neurons": (12, 140),
+        "core-neurons": (144, 140),
+        "uniform-tokens:tokens=9": (9, 352),
+    }
+    assert record.config["skipped"] == {"powerinfer": "timing only; coremat bench has it."}
+    assert "powerinfer skipped: timing only" in out
+
+
+def test_methods_of_a_model(run: Run) -> None:
+    code, out, _ = run("list", "methods", "--model", "llama-3.2-11b-vision")
+    assert code == 0
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") == 4}
+    assert "yes" in lines["core-neurons"]
+    assert "yes" not in lines["corematching"]
+
+
+def test_the_reading_is_in_the_record(run: Run, tmp_path: Path) -> None:
+    options = ("--tasks", "shapes", "--limit", 2, "--methods", "dense", "--square-images", "--output", tmp_path)
+    code, _, err = run("eval", *options)
+    assert code == 0, err
+    assert Record.read(tmp_path).config["reading"]["square"] is True

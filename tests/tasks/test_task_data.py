@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import coremat.tasks
-from coremat.loading import bundled_folder
+from coremat.catalogue import bundled_folder
 from coremat.tasks.build_data import LISTED_FROM, SHAPES_SPLITS, easyvqa_rows, shapes_rows, write_parquet
 from coremat.tasks.shapes.generator import KINDS, make_scene, split_of
 

@@ -1,0 +1,93 @@
+"""The models that have a name: what a user types, the checkpoint behind it, and what is known of it without loading it.
+
+Their configs at full size are in `coremat/models/configs/`, by name; `parameters` and `image_tokens` are what follows
+from them. The values are those of the released configs, from public copies, with these exceptions. LLaVA-1.5-13B has
+the sizes of Llama-13B and, like LLaVA-1.5-7B, a padded vocabulary; LLaVA-NeXT on Vicuna, LLaVA-OneVision and Gemma 3
+are what the library's conversion scripts write; Video-LLaVA and InternVL3 are put together from their published parts.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+BUNDLED = "shapes-llava"
+WEIGHTS = "model.safetensors"
+SHARDS = f"{WEIGHTS}.index.json"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A name that users type. checkpoint: a hub id, or None for the model that ships with coremat.
+
+    image_tokens: of one image, in words where that differs from image to image.
+    """
+
+    name: str
+    checkpoint: str | None
+    parameters: int
+    image_tokens: str
+
+    @property
+    def source(self) -> str:
+        return self.checkpoint or str(bundled_folder())
+
+    @property
+    def config_path(self) -> Path:
+        if self.checkpoint is None:
+            return bundled_folder() / "config.json"
+        return Path(str(resources.files("coremat.models"))) / "configs" / f"{self.name}.json"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all weights are in the package or in the local cache of Hugging Face; nothing is asked of a hub."""
+        return self.checkpoint is None or _all_cached(self.checkpoint)
+
+
+def bundled_folder() -> Path:
+    return Path(str(resources.files("coremat.bundled_model")))
+
+
+def _all_cached(checkpoint: str) -> bool:
+    """One file of weights, or every shard that the index names."""
+    index = _cached(checkpoint, SHARDS)
+    if index is None:
+        return _cached(checkpoint, WEIGHTS) is not None
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all(_cached(checkpoint, shard) for shard in shards)
+
+
+def _cached(checkpoint: str, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(checkpoint, name)
+    return Path(found) if isinstance(found, str) else None
+
+
+_ANY_SIZE = "one per {0} x {0} pixels"
+_TILES = "{} per tile"
+KNOWN_MODELS = {
+    model.name: model
+    for model in (
+        KnownModel(BUNDLED, None, 2_197_888, "144"),
+        KnownModel("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", 7_063_427_072, "576"),
+        KnownModel("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", 13_351_494_656, "576"),
+        KnownModel("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976, _ANY_SIZE.format(28)),
+        KnownModel("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656, _ANY_SIZE.format(28)),
+        KnownModel("video-llava-7b", "LanguageBind/Video-LLaVA-7B-hf", 7_366_279_168, "256; 2,056 of 8 frames"),
+        KnownModel(
+            "llama-3.2-11b-vision",
+            "meta-llama/Llama-3.2-11B-Vision-Instruct",
+            10_670_220_835,
+            "none: looked at by cross-attention",
+        ),
+        KnownModel("llava-next", "llava-hf/llava-v1.6-vicuna-7b-hf", 7_063_431_168, "up to 2,928"),
+        KnownModel("llava-next-mistral", "llava-hf/llava-v1.6-mistral-7b-hf", 7_566_747_648, "up to 2,928"),
+        KnownModel("llava-onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 8_030_807_584, "3,699 of 2 x 2 tiles"),
+        KnownModel("qwen2-vl", "Qwen/Qwen2-VL-7B-Instruct", 8_291_375_616, _ANY_SIZE.format(28)),
+        KnownModel("qwen3-vl", "Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696, _ANY_SIZE.format(32)),
+        KnownModel("internvl3", "OpenGVLab/InternVL3-8B-hf", 7_944_373_760, _TILES.format(256)),
+        KnownModel("gemma-3", "google/gemma-3-4b-it", 4_300_079_472, "256"),
+        KnownModel("smolvlm", "HuggingFaceTB/SmolVLM-Instruct", 2_246_272_880, _TILES.format(81)),
+    )
+}

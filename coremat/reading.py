@@ -1,0 +1,85 @@
+"""How questions and images are put before a model: the system sentence, square padding, limits on pixels.
+
+Scores of LLaVA-1.5 move by a point or two with these, so they are named in the record. Its released evaluation begins
+with Vicuna's system sentence and pads every image to a square with the mean colour; Hugging Face's processor does
+neither by itself.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from coremat.errors import ConfigError
+
+VICUNA = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the human's questions."
+)
+SYSTEMS = {"none": "", "vicuna": VICUNA}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """system: the sentence before the first question, "" for none. square: pad images to a square with the processor's
+    mean colour. min_pixels, max_pixels: of an image, for processors with dynamic resolution; None leaves their own."""
+
+    system: str = ""
+    square: bool = False
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least 1.")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ConfigError(f"min_pixels is {self.min_pixels}; accepted: up to max_pixels, {self.max_pixels}.")
+
+    def conversation(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With the system sentence, unless the messages bring their own."""
+        if not self.system or (messages and messages[0]["role"] == "system"):
+            return messages
+        return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, *messages]
+
+    def image(self, picture: Image.Image, mean: tuple[float, ...]) -> Image.Image:
+        """In RGB, padded if asked for. mean: of the processor, 0 to 1."""
+        picture = picture.convert("RGB")
+        if not self.square or picture.width == picture.height:
+            return picture
+        side = max(picture.size)
+        square = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return square
+
+    @property
+    def pixel_limits(self) -> dict[str, int]:
+        """Those that are given, as a processor takes them."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return {name: value for name, value in limits.items() if value is not None}
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+EVALUATED = {name: Reading(system=VICUNA, square=True) for name in ("llava-1.5-7b", "llava-1.5-13b")}
+
+
+def reading_of(
+    model: str,
+    system: str = "auto",
+    square: bool | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Reading:
+    """The way in which a model was evaluated by its authors, where that is known, with what is asked for otherwise.
+
+    system: auto, none, vicuna, or a sentence.
+    """
+    own = EVALUATED.get(model, Reading())
+    if system != "auto":
+        own = replace(own, system=SYSTEMS.get(system, system))
+    if square is not None:
+        own = replace(own, square=square)
+    return replace(own, min_pixels=min_pixels, max_pixels=max_pixels)

@@ -1,0 +1,62 @@
+"""Average pooling against loops, and on grids where the cells are known."""
+
+import pytest
+import reference_rivals
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import quick, seeded, seeds
+from views import kept
+
+from coremat.methods.pooling import average_pooling, pooled_grid
+
+
+@quick
+@given(st.integers(1, 7), st.integers(1, 7), seeds, st.data())
+def test_cells_and_their_means_are_those_of_the_loops(height, width, seed, data):
+    budget = data.draw(st.integers(1, height * width))
+    embeddings = torch.randn(height * width, 3, generator=seeded(seed))
+    found = average_pooling(embeddings, (height, width), budget)
+    pooled = pooled_grid((height, width), budget)
+    wanted = reference_rivals.average_pooling(embeddings.tolist(), *pooled, (height, width))
+    assert kept(found.keep) == sorted(wanted)
+    assert len(wanted) <= budget
+    for place, row in wanted.items():
+        torch.testing.assert_close(found.features[place], torch.tensor(row), rtol=1e-4, atol=1e-6)
+
+
+def test_four_cells_of_a_four_by_four_image():
+    found = average_pooling(torch.arange(16.0)[:, None], (4, 4), 4)
+    assert kept(found.keep) == [5, 7, 13, 15]
+    assert found.features[found.keep, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+@pytest.mark.parametrize(
+    ("grid", "budget", "wanted"),
+    [
+        ((24, 24), 64, (8, 8)),
+        ((24, 24), 65, (8, 8)),  # not 5 x 13
+        ((24, 24), 60, (6, 10)),
+        ((24, 24), 61, (6, 10)),
+        ((24, 24), 576, (24, 24)),
+        ((4, 16), 16, (2, 8)),
+        ((1, 50), 7, (1, 7)),
+    ],
+)
+def test_the_pooled_grid_has_the_most_cells_that_are_not_strips(grid, budget, wanted):
+    assert pooled_grid(grid, budget) == wanted
+
+
+def test_where_all_stay_nothing_changes():
+    embeddings = torch.randn(15, 2, generator=seeded(0)).to(torch.bfloat16)
+    found = average_pooling(embeddings, (3, 5), 1.0)
+    assert found.keep.all()
+    assert torch.equal(found.features, embeddings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_averaged_in_full(dtype):
+    """A sum of 4096 threes would be rounded in half precision."""
+    found = average_pooling(torch.full((4096, 1), 3.0, dtype=dtype), (64, 64), 1)
+    assert found.features.dtype == dtype
+    assert found.features[found.keep].tolist() == [[3.0]]

@@ -1,0 +1,56 @@
+"""How questions and images are put before a model."""
+
+import pytest
+from PIL import Image
+
+from coremat.errors import ConfigError
+from coremat.reading import VICUNA, Reading, reading_of
+
+QUESTION = [{"role": "user", "content": [{"type": "text", "text": "what?"}]}]
+MEAN = (0.0, 0.5, 1.0)
+
+
+def test_llava_is_read_as_it_was_evaluated_and_others_by_themselves():
+    assert reading_of("llava-1.5-7b") == reading_of("llava-1.5-13b") == Reading(system=VICUNA, square=True)
+    assert reading_of("shapes-llava") == reading_of("some/checkpoint") == Reading()
+
+
+def test_what_is_asked_for_goes_before():
+    assert reading_of("llava-1.5-7b", system="none", square=False) == Reading()
+    assert reading_of("shapes-llava", system="vicuna").system == VICUNA
+    assert reading_of("shapes-llava", system="Be brief.", square=True) == Reading(system="Be brief.", square=True)
+    assert reading_of("qwen2.5-vl-7b", min_pixels=784, max_pixels=7840).pixel_limits == {
+        "min_pixels": 784,
+        "max_pixels": 7840,
+    }
+
+
+def test_the_system_sentence_comes_first_and_once():
+    [system, question] = Reading(system="Be brief.").conversation(QUESTION)
+    assert (system["role"], system["content"][0]["text"]) == ("system", "Be brief.")
+    assert question is QUESTION[0]
+    assert Reading(system="Be brief.").conversation([system, question]) == [system, question]
+    assert Reading().conversation(QUESTION) is QUESTION
+
+
+@pytest.mark.parametrize(("size", "left", "top"), [((2, 4), 1, 0), ((4, 2), 0, 1), ((4, 1), 0, 1)])
+def test_an_image_is_centred_on_the_mean_colour(size, left, top):
+    red = Image.new("RGB", size, (255, 0, 0))
+    square = Reading(square=True).image(red, MEAN)
+    assert square.size == (4, 4)
+    for x in range(4):
+        for y in range(4):
+            inside = left <= x < left + size[0] and top <= y < top + size[1]
+            assert square.getpixel((x, y)) == ((255, 0, 0) if inside else (0, 128, 255))
+
+
+def test_a_square_image_and_one_that_is_not_to_be_padded_stay():
+    red = Image.new("RGB", (3, 3), (255, 0, 0))
+    assert Reading(square=True).image(red, MEAN).tobytes() == red.tobytes()
+    assert Reading().image(Image.new("L", (3, 5)), MEAN).size == (3, 5)
+
+
+@pytest.mark.parametrize("limits", [{"min_pixels": 0}, {"max_pixels": -1}, {"min_pixels": 9, "max_pixels": 4}])
+def test_limits_that_cannot_be_are_refused(limits):
+    with pytest.raises(ConfigError, match="pixels is"):
+        Reading(**limits)
