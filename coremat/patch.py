@@ -7,7 +7,6 @@ cache is cut to the same columns. While decoding, each FFN multiplies with its c
 Choosing waits for the device once: the scores of the choosing layer come over, the columns that stay go back.
 """
 
-import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,28 +18,24 @@ from torch import nn
 from transformers import StaticCache
 
 from coremat.config import SparsityConfig
-from coremat.core_neurons import core_count, core_neurons, membership
+from coremat.core_neurons import core_neurons, membership
 from coremat.core_tokens import core_neuron_counts
 from coremat.engine import SparseFFN, check_backend, make_ffn
 from coremat.engine.layout import neuron_major
 from coremat.entry import Entry
-from coremat.errors import ConfigError, DataError, UnsupportedError
+from coremat.errors import ConfigError, UnsupportedError
 from coremat.masks import backend_of, decode_mask, narrow_prefill
 from coremat.models import Adapter, adapter_for
 from coremat.projection import attention_row, attention_scores, projection_values
 from coremat.prompt import Columns, Prompt, SequenceStats
+from coremat.reader import NO_CACHE, check_continuation, guarded, read_prompt
 from coremat.released import Release
-from coremat.selection import random_neurons, sample_seeds, voting
+from coremat.selection import DRAWN, random_neurons, voting
 from coremat.short_cache import check_cache, shorten, take
 from coremat.undo import replace_method
 from coremat.votes import votes
-from coremat.window import check_positions, check_window, tokens_to_come
+from coremat.window import check_window
 
-NO_CACHE = "the model runs without a KV cache, with which the choice of tokens and neurons lives: leave use_cache on."
-DRAWN = ("random", "predicted")  # choices of neurons that are drawn, per sequence and layer
-MISMATCH = "do not match"  # of image features and image tokens, in transformers' words
-NOT_IN_ONE_PASS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
-NEW_IMAGES = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 
 
@@ -141,7 +136,7 @@ class Session:
     def _install(self, undo: ExitStack) -> None:
         config, adapter = self.config, self.adapter
         add = undo.callback
-        self._guard_generate(undo)
+        replace_method(adapter.model, "generate", guarded(adapter.model.generate, adapter, self._window), undo)
         undo.enter_context(adapter.narrowing(lambda: self._held))
         add(adapter.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         add(adapter.decoder.register_forward_hook(self._end).remove)
@@ -161,30 +156,6 @@ class Session:
             if config.prunes_neurons:
                 undo.enter_context(neuron_major(adapter.ffn(layer)))
                 self._swap_forward(adapter.ffn(layer), self._ffn[number], undo)
-
-    def _guard_generate(self, undo: ExitStack) -> None:
-        """Refuse, before anything runs, ways of generating that do not read the prompt, and it alone, in one pass."""
-        model = self.adapter.model
-        whole = model.generate
-
-        @functools.wraps(whole)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            config = kwargs.get("generation_config") or model.generation_config
-            tokens = tokens_to_come(args[0] if args else None, kwargs, config)
-            check_window(self._window, tokens)
-            check_positions(getattr(self.adapter.decoder.config, "max_position_embeddings", None), tokens)
-            for name in NOT_IN_ONE_PASS:
-                value = kwargs.get(name, getattr(config, name, None))
-                if value is not None:
-                    raise UnsupportedError(f"{name} is given; accepted: leave it out, the prompt is read in one pass.")
-            try:
-                return whole(*args, **kwargs)
-            except ValueError as error:
-                if MISMATCH not in str(error):
-                    raise
-                raise DataError(f"the images do not fit their places in the prompts: {error}") from error
-
-        replace_method(model, "generate", generate, undo)
 
     def _swap_forward(self, mlp: nn.Module, sparse: SparseFFN, undo: ExitStack) -> None:
         """Decode steps take the core rows; the prefill takes whatever forward was there."""
@@ -208,54 +179,16 @@ class Session:
             check_window(self._window, seen + ids.shape[1])
         if self._prefill:
             self._cache = cache
-            self._prompt = self._read(ids, given)
+            self._prompt = read_prompt(self.adapter, self.config, given, self.sample_seeds)
             if self._release is not None:
                 self._release.prompt = self._prompt
         else:
-            self._check_continuation(cache, given)
+            check_continuation(self.adapter, given, self._cache)
 
     def _given(self, args: tuple, kwargs: dict) -> dict[str, Any]:
         """The arguments of the model's forward by name, those that it takes by ** too."""
         given = dict(self._signature.bind_partial(*args, **kwargs).arguments)
         return given | given.pop("kwargs", {})
-
-    def _read(self, ids: torch.Tensor | None, given: dict) -> Prompt:
-        if given.get("use_cache") is False:
-            raise UnsupportedError(NO_CACHE)
-        embeds, mask = given.get("inputs_embeds"), given.get("attention_mask")
-        if ids is None and self.config.prunes_tokens:
-            raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass input_ids.")
-        like = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
-        if not like.numel():
-            raise DataError(f"the prompts have shape {tuple(like.shape)}; accepted: at least one token in each.")
-        if mask is not None and (mask.dim() != 2 or mask.shape[1] != like.shape[1]):
-            raise UnsupportedError(f"attention_mask has shape {tuple(mask.shape)}; accepted: {tuple(like.shape)}.")
-        valid = torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
-        if not valid[:, -1].all():
-            raise UnsupportedError("the prompts are padded on the right; accepted: padding on the left.")
-        visual = torch.full_like(valid, -1, dtype=torch.int64) if ids is None else self.adapter.visual_index(ids)
-        each = core_count(self.adapter.shape.ffn, self.config.beta) if self.config.neurons == "oracle" else None
-        return Prompt(visual, valid, self._seeds(like, valid), neurons_of_each_token=each)
-
-    def _seeds(self, ids: torch.Tensor, valid: torch.Tensor) -> list[int]:
-        if self.config.token_score != "random" and self.config.neurons not in DRAWN:
-            return []
-        if self.sample_seeds is None:
-            return sample_seeds(ids, valid)
-        beams, rest = divmod(len(ids), len(self.sample_seeds) or len(ids) + 1)
-        if rest or not beams:
-            raise ConfigError(f"{len(self.sample_seeds)} sample_seeds for {len(ids)} sequences; accepted: one each.")
-        return [seed for seed in self.sample_seeds for _ in range(beams)]
-
-    def _check_continuation(self, cache: Any, given: dict[str, Any]) -> None:
-        if cache is not self._cache:
-            raise UnsupportedError(
-                "this KV cache is not of the prompt read last; read its prompt inside this block first."
-            )
-        ids = given.get("input_ids")
-        new_image = any(given.get(name) is not None for name in NEW_IMAGES)
-        if new_image and ids is not None and self.adapter.visual_tokens(ids).any():
-            raise UnsupportedError("an image came after the prompt was read; give all images in the first prompt.")
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """At the decoder's door: drop what was chosen before it, and count positions anew."""

@@ -9,6 +9,7 @@ from coremat.config import SparsityConfig
 from coremat.core_neurons import core_count
 from coremat.core_tokens import above_knee, budget, highest, one_per_image
 
+DRAWN = ("random", "predicted")  # choices of neurons that are drawn, per sequence and layer
 BY_KNEE = ("core-neurons", "attention", "projection")  # scores that have a knee of their own
 
 

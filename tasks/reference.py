@@ -28,8 +28,8 @@ RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 BATCH_SIZE = 64
 SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
 METHODS_LIMIT = 400  # questions of each task for a table of all methods
-KEPT_LIMIT = 600
-COUNTS = (9, 18, 36, 72, 108)
+KEPT_LIMIT = 400
+COUNTS = (9, 18, 36, 72)
 TOKEN_METHODS = (
     "core-tokens",
     "fastv",

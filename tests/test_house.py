@@ -27,7 +27,7 @@ LEVELS = [
     {"coremat.prompt"},
     {"coremat.masks"},
     {"coremat.models"},
-    {"coremat.entry", "coremat.released"},
+    {"coremat.entry", "coremat.released", "coremat.reader"},
     {"coremat.patch", "coremat.loading", "coremat.memory_plan", "coremat.step_buffers"},
     {"coremat.environment", "coremat.inference", "coremat.overlay", "coremat.offload", "coremat.graph_decode"},
     {"coremat.profile"},
