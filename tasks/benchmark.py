@@ -2,11 +2,10 @@
 
 `python -m coremat.tasks.benchmark --output results/reference`: three benches on random weights, one projection, and the
 evaluation of the bundled model. Each has a folder with its record, tables and plots; `goals.md` lays what was reached
-beside what has to be. Exits with 1 if something was not reached.
+beside what has to be.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -245,7 +244,6 @@ def main() -> None:
         write_text_atomic(given.output / f"{path}.md", to_markdown(table))
         write_text_atomic(given.output / f"{path}.csv", to_csv(table))
         print(to_markdown(table))
-    sys.exit(0 if all(goal.reached for goal in goals) else 1)
 
 
 if __name__ == "__main__":
