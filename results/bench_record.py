@@ -24,8 +24,8 @@ class BenchRecord:
 
     config is plain JSON. What the tables read in it: weights ("random" or "pretrained"), model_layers (decoder layers
     of the whole model), image_tokens_kept ("given" or "found"), dtype, device (as typed), profile (of a projection,
-    with its name), limits (in words: where the device's rate and bandwidth are from), flops_convention, skipped (for each
-    method that the model cannot give, why). And in environment: gpu (with its name, or null), cpu, threads, device.
+    with its name), limits (in words: where the device's rate and bandwidth are from), flops_convention, skipped (why,
+    for each method that the model cannot give). And in environment: gpu (with its name, or null), cpu, threads, device.
     """
 
     kind: ClassVar[str] = "bench"
