@@ -65,6 +65,7 @@ def evaluate(
     folder = output or Path("coremat-runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     console.say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
     reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels)
+    console.say(f"questions and images are read: {reading.in_words}")
     loaded = load(model, device, dtype, reading)
     configs, skipped = _configs(loaded, specs, image_tokens)
     try:

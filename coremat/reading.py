@@ -59,6 +59,13 @@ class Reading:
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         return {name: value for name, value in limits.items() if value is not None}
 
+    @property
+    def in_words(self) -> str:
+        said = [f"system sentence {self.system!r}"] if self.system else []
+        said += ["images padded to squares"] if self.square else []
+        said += [f"{name} {value}" for name, value in self.pixel_limits.items()]
+        return ", ".join(said) or "as the model's own processor does"
+
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 

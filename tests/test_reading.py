@@ -25,6 +25,12 @@ def test_what_is_asked_for_goes_before():
     }
 
 
+def test_it_is_said_in_words():
+    assert Reading().in_words == "as the model's own processor does"
+    whole = Reading(system="Be brief.", square=True, min_pixels=4, max_pixels=9).in_words
+    assert whole == "system sentence 'Be brief.', images padded to squares, min_pixels 4, max_pixels 9"
+
+
 def test_the_system_sentence_comes_first_and_once():
     [system, question] = Reading(system="Be brief.").conversation(QUESTION)
     assert (system["role"], system["content"][0]["text"]) == ("system", "Be brief.")
