@@ -171,13 +171,16 @@ def _by_count(visual: torch.Tensor, per_image: int) -> torch.Tensor:
     return torch.where(visual, (visual.cumsum(1) - 1) // per_image, -1)
 
 
+def refuse_window(window: int | None) -> None:
+    """For families whose released models see everything in every layer."""
+    if window is not None:
+        raise UnsupportedError(f"the text model has a sliding window of {window}; only full attention is supported.")
+
+
 def refuse_sliding_layers(config: Any) -> None:
-    """For families whose layers see everything in every released model."""
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise UnsupportedError(
-            f"the text model has layers with a sliding window of {config.sliding_window}; "
-            "only full attention is supported."
-        )
+    """The same where the config names the layers that have one."""
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    refuse_window(config.sliding_window if sliding else None)
 
 
 def rotate_half_query(layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -2,18 +2,13 @@
 
 from typing import Any
 
-from coremat.errors import UnsupportedError
-from coremat.models.adapter import Adapter
+from coremat.models.adapter import Adapter, refuse_window
 
 
 class LlavaAdapter(Adapter):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        window = getattr(self.decoder.config, "sliding_window", None)
-        if window is not None:
-            raise UnsupportedError(
-                f"the text model has a sliding window of {window}; only full attention is supported."
-            )
+        refuse_window(getattr(self.decoder.config, "sliding_window", None))
 
     @property
     def vision(self) -> tuple[Any, Any]:

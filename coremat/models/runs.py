@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from coremat.errors import DataError, UnsupportedError
-from coremat.models.adapter import Adapter
+from coremat.errors import DataError
+from coremat.models.adapter import Adapter, refuse_window
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,7 @@ class RunsAdapter(Adapter):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        window = getattr(self.decoder.config, "sliding_window", None)
-        if window is not None:
-            raise UnsupportedError(
-                f"the text model has a sliding window of {window}; only full attention is supported."
-            )
+        refuse_window(getattr(self.decoder.config, "sliding_window", None))
 
     @property
     def vision(self) -> tuple[Any, Any]:
