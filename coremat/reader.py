@@ -57,7 +57,9 @@ def read_prompt(adapter: Adapter, config: SparsityConfig, given: dict[str, Any],
     ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
     if ids is None and config.prunes_tokens:
         raise UnsupportedError("inputs_embeds came without input_ids, which tell the image tokens: pass input_ids.")
-    like = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
+    if ids is None and embeds is None:
+        raise DataError("neither input_ids nor inputs_embeds came; accepted: input_ids, or embeddings of text.")
+    like: torch.Tensor = given["inputs_embeds"][..., 0] if ids is None else ids
     if not like.numel():
         raise DataError(f"the prompts have shape {tuple(like.shape)}; accepted: at least one token in each.")
     if mask is not None and (mask.dim() != 2 or mask.shape[1] != like.shape[1]):

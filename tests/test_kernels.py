@@ -31,8 +31,8 @@ CASES = Path(__file__).parent / "kernel_cases.py"
 CPU = torch.device("cpu")
 
 
-def run_cases(**environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", str(CASES)]
+def run_cases(cases: Path, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", str(cases)]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=clean | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,12 +40,17 @@ def run_cases(**environment: str) -> None:
 
 def test_interpreted_kernels_are_right():
     pytest.importorskip("triton")
-    run_cases(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    run_cases(CASES, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+def test_the_whole_model_on_interpreted_kernels():
+    pytest.importorskip("triton")
+    run_cases(CASES.with_name("kernel_matrix.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.skipif(not (torch.cuda.is_available() and available(torch.device("cuda"))), reason="no GPU for Triton")
 def test_compiled_kernels_are_right():
-    run_cases()
+    run_cases(CASES)
 
 
 # --- without triton ---------------------------------------------------------------------------------------------------
