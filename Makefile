@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install eval bench test check reference
+.PHONY: install eval bench test check gate reference
 
 install: $(VENV)/installed
 
@@ -25,6 +25,14 @@ check: install
 
 test: check
 	$(BIN)/pytest
+	$(MAKE) gate
+
+# The bundled model's scores against committed ones; the tolerance is for processors that round otherwise.
+GATE := build/gate
+gate: install
+	rm -rf $(GATE)
+	$(BIN)/coremat eval --limit 100 --output $(GATE) --report markdown
+	$(BIN)/coremat check $(GATE) --baseline results/reference/gate --max-drop 5
 
 # Speed beside its limits, on two cores in about 20 minutes; nothing else should run meanwhile.
 bench: install

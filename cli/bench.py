@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coremat.cli import console
-from coremat.cli.evaluate import names
-from coremat.cli.options import Seed
+from coremat.cli.options import Seed, names
+from coremat.cli.report import Report, show_table
 from coremat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Rounds in which every method answers once.")] = 10,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of record, tables and plots.")] = None,
+    report: Report = None,
 ) -> None:
     """Measure prefill, decoding, end-to-end time and memory, beside their limits and the paper's rows."""
     if device == "list":
@@ -76,7 +77,7 @@ def bench(
     with console.progress("making the model") as advance:
         outcome = run(options, advance, lambda record: _write(record, folder))
     _write(outcome.record, folder)
-    _finish(outcome, folder)
+    _finish(outcome, folder, report)
 
 
 def _write(record: "BenchRecord", folder: Path) -> None:
@@ -88,13 +89,12 @@ def _write(record: "BenchRecord", folder: Path) -> None:
     write_bench_plots(record, folder)
 
 
-def _finish(outcome: "Outcome", folder: Path) -> None:
+def _finish(outcome: "Outcome", folder: Path, report: str | None) -> None:
     from coremat.results.bench_tables import decode_table, length_table, prefill_table
-    from coremat.results.tables import to_rich
 
     if outcome.record.rows:
         for table in (prefill_table, decode_table, length_table):
-            console.show(to_rich(table(outcome.record)))
+            show_table(table(outcome.record), report)
     console.say(f"record: {folder / 'record.json'} (also table.md, .csv, .tex, phases.csv and plots)")
     if isinstance(outcome.stopped, KeyboardInterrupt):
         console.say("stopped; what was finished is kept.")

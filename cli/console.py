@@ -1,12 +1,13 @@
 """How coremat speaks: results on standard output, everything else on standard error."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress
 
     from coremat.progress import Step
 
@@ -39,9 +40,23 @@ def fail(text: str) -> None:
     _console(stderr=True).print(Text(f"error: {text}", style="red"), soft_wrap=True)
 
 
+class Bar:
+    """One bar over a whole run: call it with each step. `say` prints a remark above it."""
+
+    def __init__(self, bar: "Progress", begin: str) -> None:
+        self._bar = bar
+        self._line = bar.add_task(begin, total=None)
+
+    def __call__(self, step: "Step") -> None:
+        self._bar.update(self._line, total=step.total, description=step.description, advance=step.advance)
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+
 @contextmanager
-def progress(begin: str = "loading tasks") -> Iterator[Callable[["Step"], None]]:
-    """One bar over a whole run, with the time that is left."""
+def progress(begin: str = "loading tasks", shown: bool = True) -> Iterator[Bar]:
+    """A bar with the time that is left; of several processes only one shows it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -59,6 +74,5 @@ def progress(begin: str = "loading tasks") -> Iterator[Callable[["Step"], None]]
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console(stderr=True)) as bar:
-        line = bar.add_task(begin, total=None)
-        yield lambda step: bar.update(line, total=step.total, description=step.description, advance=step.advance)
+    with Progress(*columns, console=_console(stderr=True), disable=not shown) as bar:
+        yield Bar(bar, begin)

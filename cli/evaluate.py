@@ -1,20 +1,36 @@
 """`coremat eval`: methods side by side on tasks, through lmms-eval."""
 
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coremat.cli import console
-from coremat.cli.options import Device, Dtype, MaxPixels, MinPixels, Model, Seed, Square, System
+from coremat.cli.options import (
+    DataRoot,
+    Device,
+    Dtype,
+    Frames,
+    MaxPixels,
+    MinPixels,
+    Model,
+    Seed,
+    Square,
+    System,
+    names,
+)
+from coremat.cli.plan import Bench, DryRun, Preset, of_preset, show_plan
+from coremat.cli.report import Report, show_table
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.methods import DEFAULT_METHODS, METHODS, parse_method
 
 if TYPE_CHECKING:
     from coremat.config import SparsityConfig
-    from coremat.loading import LoadedModel
-    from coremat.results.record import Record
+    from coremat.tasks.judge import Judge
 
 TASKS = "easyvqa,shapes"
 DEFAULTS = ",".join(DEFAULT_METHODS)
@@ -25,11 +41,16 @@ BUNDLED_LIMIT = 400  # questions per task: minutes on two cores; the bundled tas
 
 def evaluate(
     model: Model = BUNDLED_MODEL,
-    tasks: Annotated[str, typer.Option(help="Comma-separated tasks (coremat list tasks), or lmms-eval's own.")] = TASKS,
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated tasks or groups (coremat list tasks), or lmms-eval's own.")
+    ] = TASKS,
     methods: Annotated[
         str,
         typer.Option(help="all, or comma-separated methods (coremat list methods), with options: fastv:tokens=64."),
     ] = DEFAULTS,
+    preset: Preset = None,
+    dry_run: DryRun = False,
+    bench: Bench = None,
     limit: Annotated[
         str,
         typer.Option(help=f"Questions per task, a share below 1, or all. auto: {BUNDLED_LIMIT} for the bundled model."),
@@ -44,41 +65,115 @@ def evaluate(
     square_images: Square = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    frames: Frames = None,
+    data_root: DataRoot | None = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server for graded tasks; its key: OPENAI_API_KEY."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The model that grades there.")] = None,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, a GPU each; several machines: torchrun.")
+    ] = 1,
     seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the record; the same folder goes on with a stopped run.")
     ] = None,
+    report: Report = None,
 ) -> None:
     """Evaluate methods on tasks; write record.json, samples.jsonl and tables; print the table."""
     asked = names("tasks", tasks)
     specs = list(METHODS) if methods == "all" else names("methods", methods)
+    if preset is not None:
+        asked, specs = of_preset(preset, model, also_typed=(tasks, methods) != (TASKS, DEFAULTS))
     number = parse_limit(limit, model)
+    if bench is not None and not dry_run:
+        raise ConfigError(f"--bench is {str(bench)!r} without --dry-run; accepted: both, or neither.")
+    if dry_run:
+        show_plan(model, asked, specs, image_tokens, number, data_root, bench)
+        return
     from coremat.loading import load
     from coremat.reading import reading_of
-    from coremat.tasks import resolve_task
+    from coremat.tasks.catalogue import resolve_tasks
+    from coremat.tasks.local_data import require
+    from coremat.tasks.ranks import is_first, launched, own_device
     from coremat.tasks.runner import evaluate as run_evaluation
 
     for spec in specs:
         parse_method(spec)
-    for task in asked:
-        resolve_task(task)
+    infos = resolve_tasks(asked)
+    if data_root is not None:
+        require(data_root, infos)
     folder = output or Path("coremat-runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
-    console.say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
-    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels)
-    console.say(f"questions and images are read: {reading.in_words}")
-    loaded = load(model, device, dtype, reading)
-    configs, skipped = _configs(loaded, specs, image_tokens)
+    judge = _judge(judge_url, judge_model, folder)
+    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
+    say = console.say if is_first() else _nothing
+    if not launched():
+        say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
+        say(f"questions and images are read: {reading.in_words}")
+        if judge:
+            judge.probe()
+        if num_processes > 1:
+            with _stopping(folder, say):
+                _in_processes(num_processes, folder)
+            return
+    loaded = load(model, own_device(device), dtype, reading)
+    configs, skipped = runnable(loaded.model, loaded.prune_layer, specs, image_tokens)
+    with _stopping(folder, say), console.progress(shown=is_first()) as bar:
+        record = run_evaluation(
+            loaded,
+            asked,
+            configs,
+            number,
+            batch_size,
+            seed,
+            folder,
+            bar,
+            skipped=skipped,
+            data_root=data_root,
+            judge=judge,
+            say=bar.say if is_first() else _nothing,
+        )
+    if is_first():
+        from coremat.results.tables import eval_table
+
+        show_table(eval_table(record), report)
+        say(f"record: {folder / 'record.json'} (also samples.jsonl, table.md, table.csv, table.tex)")
+
+
+@contextmanager
+def _stopping(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """A user's stop is no error."""
     try:
-        with console.progress() as advance:
-            record = run_evaluation(loaded, asked, configs, number, batch_size, seed, folder, advance, skipped=skipped)
+        yield
     except KeyboardInterrupt:
-        console.say(f"stopped; what is done is kept. The same command with --output {folder} goes on from there.")
+        say(f"stopped; what is done is kept. The same command with --output {folder} goes on from there.")
         raise typer.Exit(130) from None
-    _show(record, folder)
 
 
-def _configs(
-    loaded: "LoadedModel", specs: list[str], image_tokens: int | None
+def _nothing(text: str) -> None:
+    """Of several processes the first one speaks."""
+
+
+def _judge(url: str | None, model: str | None, folder: Path) -> "Judge | None":
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        raise ConfigError("--judge-url and --judge-model belong together; one of them is missing.")
+    from coremat.tasks.judge import Judge
+
+    return Judge(url, model, folder / "judge.jsonl")
+
+
+def _in_processes(number: int, folder: Path) -> None:
+    """The same command as so many ranks, with one folder for all."""
+    from coremat.cli.launch import launch
+
+    launch(number, [*sys.argv[1:], "--output", str(folder)], folder)
+
+
+def runnable(
+    model: Any, prune_layer: int, specs: Sequence[str], image_tokens: int | None
 ) -> tuple[dict[str, "SparsityConfig"], dict[str, str]]:
     """The methods that this model can run, and why it cannot run the others. ConfigErrors end the command."""
     from coremat.profile.support import hindrance
@@ -86,8 +181,8 @@ def _configs(
     budget = {} if image_tokens is None else {"tokens": image_tokens}
     configs, skipped = {}, {}
     for spec in specs:
-        config = parse_method(spec, prune_layer=loaded.prune_layer, **budget)
-        why = TIMING_ONLY if config.neurons == "predicted" else hindrance(loaded.model, config, UnsupportedError)
+        config = parse_method(spec, prune_layer=prune_layer, **budget)
+        why = TIMING_ONLY if config.neurons == "predicted" else hindrance(model, config, UnsupportedError)
         if why is None:
             configs[spec] = config
         else:
@@ -95,20 +190,6 @@ def _configs(
     if not configs:
         raise UnsupportedError("; ".join(f"{spec}: {why}" for spec, why in skipped.items()))
     return configs, skipped
-
-
-def _show(record: "Record", folder: Path) -> None:
-    from coremat.results.tables import eval_table, to_rich
-
-    console.show(to_rich(eval_table(record)))
-    console.say(f"record: {folder / 'record.json'} (also samples.jsonl, table.md, table.csv, table.tex)")
-
-
-def names(option: str, text: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise ConfigError(f"--{option} is {text!r}; accepted: at least one name.")
-    return names
 
 
 def parse_limit(text: str, model: str) -> int | float | None:

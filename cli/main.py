@@ -8,6 +8,8 @@ import typer
 from coremat import __version__
 from coremat.cli import console
 from coremat.cli.bench import bench
+from coremat.cli.check import check
+from coremat.cli.data import data
 from coremat.cli.evaluate import evaluate
 from coremat.cli.listing import methods, models, tasks
 from coremat.cli.run import run
@@ -21,6 +23,7 @@ app = typer.Typer(
 )
 app.command("eval")(evaluate)
 app.command("bench")(bench)
+app.command("check")(check)
 app.command("run")(run)
 app.command("table")(table)
 
@@ -29,6 +32,7 @@ listing.command("models")(models)
 listing.command("tasks")(tasks)
 listing.command("methods")(methods)
 app.add_typer(listing, name="list")
+app.add_typer(data, name="data")
 
 
 def _version(asked: bool) -> None:

@@ -1,8 +1,11 @@
-"""Options that several commands share."""
+"""Options that several commands share, and lists of names as they are typed."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from coremat.errors import ConfigError
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A name (coremat list models), a folder, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -17,3 +20,13 @@ Square = Annotated[
 ]
 MinPixels = Annotated[int | None, typer.Option(help="Of an image, for models with dynamic resolution.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Of an image, for models with dynamic resolution.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Taken of a video, at equal distances; 8 by default.")]
+DataRoot = Annotated[Path, typer.Option(help="A folder of datasets, laid out as on the hub: DIR/<hub id>/...")]
+
+
+def names(option: str, text: str) -> list[str]:
+    """Names divided by commas, each once. ConfigError for none."""
+    found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise ConfigError(f"--{option} is {text!r}; accepted: at least one name.")
+    return found

@@ -1,4 +1,4 @@
-"""`coremat run`: one question about one image, and what was kept to answer it."""
+"""`coremat run`: one question about one image or video, and what was kept to answer it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,14 +7,15 @@ import typer
 
 from coremat.cli import console
 from coremat.cli.evaluate import BUNDLED_MODEL
-from coremat.cli.options import Device, Dtype, MaxPixels, MinPixels, Model, Seed, Square, System
+from coremat.cli.options import Device, Dtype, Frames, MaxPixels, MinPixels, Model, Seed, Square, System
+from coremat.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from coremat.inference import Answer
 
 
 def run(
-    image: Annotated[str, typer.Argument(help="An image file.")],
+    file: Annotated[str, typer.Argument(help="An image or a video.")],
     question: Annotated[str, typer.Argument(help="The question about it.")],
     model: Model = BUNDLED_MODEL,
     method: Annotated[str, typer.Option(help="A method, with options: core-tokens:tokens=36.")] = "corematching",
@@ -26,20 +27,23 @@ def run(
     square_images: Square = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    frames: Frames = None,
     seed: Seed = 0,
 ) -> None:
-    """Answer one question and say what was kept."""
-    from coremat.inference import answering, open_image
+    """Answer one question about an image or a video and say what was kept."""
+    from coremat.inference import answering, open_medium
     from coremat.loading import load
     from coremat.methods import parse_method
     from coremat.reading import reading_of
 
     parse_method(method)
-    picture = open_image(image)
-    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels)
+    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
+    medium = open_medium(file, reading)
+    if overlay is not None and medium["type"] == "video":
+        raise UnsupportedError(f"--overlay draws on one square image, and {file!r} is a video.")
     loaded = load(model, device, dtype, reading)
     config = parse_method(method, prune_layer=loaded.prune_layer, seed=seed)
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    content = [medium, {"type": "text", "text": question}]
     generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with answering(loaded, config) as answer:
         [reply] = answer([[{"role": "user", "content": content}]], generation)
@@ -49,7 +53,7 @@ def run(
     if overlay is not None:
         from coremat.overlay import save_overlay
 
-        save_overlay(loaded, picture, reply.stats.kept, overlay)
+        save_overlay(loaded, medium["image"], reply.stats.kept, overlay)
         console.say(f"overlay: {overlay}")
 
 

@@ -20,11 +20,23 @@ def table(
     if form not in FORMATS:
         raise ConfigError(f"--format is {form!r}; accepted: {', '.join(FORMATS)}.")
     from coremat.results.bench_record import read_any
-    from coremat.results.paper import beside
+    from coremat.results.paper_tables import beside
     from coremat.results.tables import render, to_rich
 
-    result = beside(number, [read_any(path) for path in record or []])
+    result = beside(number, [read_any(path) for path in record or []], paper_columns())
     if form == "rich":
         console.show(to_rich(result))
     else:
-        print(render(result, form))
+        print(render(result, form), end="")
+
+
+def paper_columns() -> dict[tuple[str, str], str]:
+    """The paper's column of (task, metric), for each name that a row or a remark of a record may give the task."""
+    from coremat.tasks.catalogue import TASKS
+
+    return {
+        (name, metric): column
+        for task in TASKS.values()
+        for name in (task.name, *(task.tasks if len(task.tasks) == 1 else ()))  # of several it is their mean's alone
+        for metric, column in task.columns.items()
+    }

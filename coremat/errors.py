@@ -7,6 +7,8 @@
     ├── DataError           a task's data, an image or a series of numbers that cannot be read or used
     ├── RecordError         a run record that is broken, newer, or of another kind
     ├── UnsupportedError    a sound request that this model, method or machine cannot give
+    ├── JudgeError          a judge that cannot be reached, or whose verdict cannot be read
+    ├── RankError           one of several processes has ended before its time
     └── OutputError         a file that cannot be written: no space, no permission
 
 Anything else that is raised is a fault of coremat and keeps its traceback.
@@ -58,5 +60,13 @@ class UnsupportedError(CorematError):
     """The request is valid, but this model, method or machine cannot give it."""
 
 
+class JudgeError(CorematError):
+    """The judge that grades answers cannot be reached, or its verdict cannot be read."""
+
+
 class OutputError(CorematError):
     """A file or folder cannot be written."""
+
+
+class RankError(CorematError):
+    """A process of a run in several has ended before its time."""

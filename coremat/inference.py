@@ -8,14 +8,17 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from coremat.config import SparsityConfig
-from coremat.errors import DataError
+from coremat.errors import DataError, UnsupportedError
+from coremat.frames import Clip
 from coremat.loading import LoadedModel
+from coremat.models import ADAPTERS, adapter_for
 from coremat.patch import Session, apply
 from coremat.prompt import SequenceStats
+from coremat.reading import Reading
 from coremat.stopwatch import Marks
 
 Conversation = list[dict[str, Any]]
@@ -47,8 +50,9 @@ class TokenMarks(LogitsProcessor):
 class Answerer(Protocol):
     """Answers one batch.
 
-    conversations: chat messages with images inside ({"type": "image", "image": PIL}); generation: arguments of HF
-    `generate`, and `until`, strings that end an answer and are cut off; it is not changed.
+    conversations: chat messages with images and videos inside ({"type": "image", "image": PIL}; {"type": "video",
+    "video": what `Reading.video` takes}); generation: arguments of HF `generate`, and `until`, strings that end an
+    answer and are cut off; it is not changed.
     """
 
     def __call__(
@@ -109,24 +113,39 @@ def _cut(text: str, until: Sequence[str]) -> str:
 
 
 def prepare(loaded: LoadedModel, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
-    """Model inputs of one left-padded batch, on the model's device. DataError where images and text do not fit."""
+    """Model inputs of one left-padded batch, on the model's device. DataError where images and text do not fit, or a
+    video cannot be read; UnsupportedError for videos before a model that takes none."""
     processor, reading = loaded.processor, loaded.reading
     asked = [reading.conversation(list(c)) for c in conversations]
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in asked]
     mean = tuple(getattr(getattr(processor, "image_processor", None), "image_mean", None) or (0.5, 0.5, 0.5))
     images = [reading.image(part["image"], mean) for part in _parts(conversations) if part["type"] == "image"]
-    given: dict[str, Any] = {"images": images or None, "text": texts}
-    videos = [part["video"] for part in _parts(conversations) if part["type"] == "video"]
-    if videos:
-        given["videos"] = videos
+    clips = _clips(loaded, conversations)
+    given = {"images": images or None, "text": texts, **_videos(clips)}
     try:
         batch = processor(**given, padding=True, return_tensors="pt", add_special_tokens=False)
-    except ValueError as error:
-        raise DataError(f"{len(images)} images and {len(texts)} questions do not fit: {error}") from error
+    except (ValueError, StopIteration) as error:  # the latter from older versions, which count in silence
+        counts = f"{len(images)} images, {len(clips)} videos and {len(texts)} questions"
+        raise DataError(f"{counts} do not fit: {str(error) or 'placeholders are left'}") from error
     batch = batch.to(loaded.model.device)
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(loaded.model.dtype)
-    return dict(batch)
+    pixels = {name: batch[name].to(loaded.model.dtype) for name in batch if name.startswith("pixel_values")}
+    return {**batch, **pixels}
+
+
+def _clips(loaded: LoadedModel, conversations: Sequence[Conversation]) -> list[Clip]:
+    sources = [part["video"] for part in _parts(conversations) if part["type"] == "video"]
+    if sources and not adapter_for(loaded.model).takes_videos:
+        takers = ", ".join(family for family, adapter in ADAPTERS.items() if adapter.takes_videos)
+        raise UnsupportedError(f"{loaded.name} takes no videos; families that do: {takers}.")
+    return [loaded.reading.video(source) for source in sources]
+
+
+def _videos(clips: Sequence[Clip]) -> dict[str, Any]:
+    """As a processor takes them. It is told the frames' times, and not to choose from the frames again."""
+    if not clips:
+        return {}
+    options = {"video_metadata": [clip.metadata for clip in clips], "do_sample_frames": False}
+    return {"videos": [clip.frames for clip in clips], "videos_kwargs": options}
 
 
 def _parts(conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
@@ -134,13 +153,26 @@ def _parts(conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
     return [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
 
 
-def open_image(path: str) -> Image.Image:
-    """The image at `path`, in RGB. Raises DataError where there is none."""
+def open_medium(path: str, reading: Reading) -> dict[str, Any]:
+    """The part of a conversation that shows the image or the video at `path`. DataError where there is neither.
+
+    What Pillow knows by its first bytes is an image, whatever its name; of one that moves, it shows the first picture.
+    """
     try:
-        return Image.open(path).convert("RGB")
+        return {"type": "image", "image": Image.open(path).convert("RGB")}
     except FileNotFoundError as error:
-        raise DataError(f"there is no image file {path!r}.") from error
+        raise DataError(f"there is no file {path!r}.") from error
+    except UnidentifiedImageError:
+        return {"type": "video", "video": _clip(path, reading)}
     except OSError as error:
+        raise DataError(f"{path!r} is an image that cannot be read: {error}.") from error
+
+
+def _clip(path: str, reading: Reading) -> Clip:
+    try:
+        return reading.video(path)
+    except DataError as error:
         raise DataError(
-            f"{path!r} is no image that can be read; accepted: PNG, JPEG and what else Pillow reads."
+            f"{path!r} is neither an image nor a video that can be read; accepted: PNG, JPEG and what else Pillow "
+            "reads, MP4 and what else FFmpeg reads."
         ) from error

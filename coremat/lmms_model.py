@@ -9,23 +9,32 @@ keeps the model, and `repr` names all that the answers depend on, for lmms-eval'
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
+import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
-from PIL import Image
+from PIL import Image, ImageFile
 
 from coremat import __version__
 from coremat.config import SparsityConfig
-from coremat.errors import ConfigError, UnsupportedError
+from coremat.errors import ConfigError, DataError, UnsupportedError
 from coremat.inference import Answer, Answerer, answering
 from coremat.loading import LoadedModel, load
 from coremat.methods import method_config
 
 DEFAULT_NEW_TOKENS = 128  # where a task says nothing
+# What reading a broken image or video raises: Pillow's own, and what escapes from its decoders.
+UNREADABLE: tuple[type[BaseException], ...] = (OSError, SyntaxError, Image.DecompressionBombError, DataError)
+# Escapes from them too; elsewhere it would be a fault of a task's own functions.
+NOT_DECODED: tuple[type[BaseException], ...] = (ValueError, RuntimeError)
+NO_MEMORY = ("allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 SETTINGS = (
     "max_new_tokens",
     "do_sample",
@@ -42,7 +51,10 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Question:
-    """One request: its place in the task, what is shown and asked, and the key of its answer."""
+    """One request: its place in the task, what is shown and asked, and the key of its answer.
+
+    broken: why its image or video can't be read; it is then not asked, and its answer is "".
+    """
 
     key: str
     task: str
@@ -50,6 +62,7 @@ class Question:
     text: str
     conversation: list[dict[str, Any]]
     generation: dict[str, Any]
+    broken: str | None = None
 
 
 class AnswerStore(Protocol):
@@ -58,8 +71,8 @@ class AnswerStore(Protocol):
     def get(self, question: Question) -> str | None:
         """The text of an answer made before, under the same key."""
 
-    def add(self, made: Sequence[tuple[Question, Answer]]) -> None:
-        """Keep what one batch gave."""
+    def add(self, made: Sequence[tuple[Question, Answer | None]], smaller: bool) -> None:
+        """Keep what one batch gave, None for what is broken; smaller: it had to be divided for lack of memory."""
 
 
 class NoStore:
@@ -68,7 +81,7 @@ class NoStore:
     def get(self, question: Question) -> str | None:
         return None
 
-    def add(self, made: Sequence[tuple[Question, Answer]]) -> None:
+    def add(self, made: Sequence[tuple[Question, Answer | None]], smaller: bool) -> None:
         pass
 
 
@@ -76,7 +89,8 @@ class CoreMatchingLmms(lmms):
     """A loaded model under one method. Chat type, generation only.
 
     pretrained: a name or path for `coremat.load`, or a model loaded already. method: a method's name, whose config
-    `fields` change, or a config. store: see AnswerStore. on_done: called with the number of answers after each batch.
+    `fields` change, or a config. store: see AnswerStore. on_done: called with the number of answers after each batch;
+    say: with what a user should know, in a sentence.
     seed: of random scores and of sampling; what a sample draws depends on it, the task and the sample alone.
     max_batch_size is what lmms-eval passes to every model; nothing is searched here.
     """
@@ -94,6 +108,7 @@ class CoreMatchingLmms(lmms):
         max_batch_size: object = None,
         store: AnswerStore | None = None,
         on_done: Callable[[int], None] | None = None,
+        say: Callable[[str], None] | None = None,
         **fields: Any,
     ) -> None:
         super().__init__()
@@ -103,8 +118,10 @@ class CoreMatchingLmms(lmms):
         self.device = self.loaded.device
         self.store = store or NoStore()
         self.on_done = on_done or (lambda count: None)
-        config = json.dumps(self.config.as_dict(), sort_keys=True)
-        self._repr = f"coremat {__version__} (weights {self.loaded.fingerprint}, {self.loaded.dtype}, {config})"
+        self.say = say or logger.warning
+        self.fitting = self.batch_size  # fewer once memory has run out
+        settings = json.dumps([self.config.as_dict(), self.loaded.reading.as_dict()], sort_keys=True)
+        self._repr = f"coremat {__version__} (weights {self.loaded.fingerprint}, {self.loaded.dtype}, {settings})"
 
     def _config(self, method: str | SparsityConfig, fields: dict[str, Any]) -> SparsityConfig:
         if isinstance(method, SparsityConfig):
@@ -119,43 +136,129 @@ class CoreMatchingLmms(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """The answers in the order of the requests. What goes wrong in the model is raised, never scored as ""."""
+        results = self.answer_share(requests, 0, 1)
+        return [results[index] for index in range(len(requests))]
+
+    def answer_share(self, requests: Sequence[Instance], rank: int, world: int) -> dict[int, GenerationResult]:
+        """The answers of every `world`-th batch from the `rank`-th on, by the index of the request."""
         results: dict[int, GenerationResult] = {}
         with answering(self.loaded, self.config) as answer:
-            for batch in batches(requests, self.batch_size):
+            for batch in islice(batches(requests, self.batch_size), rank, None, world):
                 texts = self._texts(answer, [self._question(requests[index]) for index in batch])
                 results.update(zip(batch, texts, strict=True))
                 self.on_done(len(batch))
-        return [results[index] for index in range(len(requests))]
+        return results
 
     def _texts(self, answer: Answerer, questions: list[Question]) -> list[GenerationResult]:
         """Found or made. A batch that is found in part is computed whole: its members are what they were together."""
         found = [self.store.get(question) for question in questions]
         if None not in found:
             return [GenerationResult(text) for text in found if text is not None]
+        answers = self._answers(answer, questions)
+        made = [(question, new) for question, new, old in zip(questions, answers, found, strict=True) if old is None]
+        self.store.add(made, smaller=self.fitting < sum(new is not None for new in answers))
+        return [_result(new, old) for new, old in zip(answers, found, strict=True)]
+
+    def _answers(self, answer: Answerer, questions: list[Question]) -> list[Answer | None]:
+        """None for what is broken; the others together, or in as many parts as memory asks for."""
+        whole = [question for question in questions if question.broken is None]
+        made: list[Answer] = []
+        while len(made) < len(whole):
+            made += self._part(answer, whole[len(made) : len(made) + self.fitting])
+        rest = iter(made)
+        return [None if question.broken else next(rest) for question in questions]
+
+    def _part(self, answer: Answerer, questions: list[Question]) -> list[Answer]:
+        """All of these, or none where they were too many: half as many are then tried, from now on."""
         seeds = [sample_seed(self.config.seed, question.task, question.doc_id) for question in questions]
         conversations = [question.conversation for question in questions]
-        answers = answer(conversations, questions[0].generation, seeds)
-        made = zip(questions, answers, found, strict=True)
-        self.store.add([(question, new) for question, new, old in made if old is None])
-        return [
-            GenerationResult(new.text, TokenCounts(output_tokens=new.new_tokens))
-            if old is None
-            else GenerationResult(old)
-            for new, old in zip(answers, found, strict=True)
-        ]
+        try:
+            return answer(conversations, questions[0].generation, seeds)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = _first_sentence(error)
+        if len(questions) == 1:
+            question = questions[0]
+            raise UnsupportedError(f"memory ran out on question {question.doc_id} of {question.task} alone: {reason}")
+        torch.cuda.empty_cache()
+        self.fitting = len(questions) // 2
+        self.say(f"memory ran out on {len(questions)} questions at once; going on with {self.fitting}")
+        return []
 
     def _question(self, request: Instance) -> Question:
         text, doc_to_messages, settings, doc_id, task, split = request.args
-        conversation = _hf_conversation(doc_to_messages(self.task_dict[task][split][doc_id]))
+        conversation, broken = self._conversation(doc_to_messages, self.task_dict[task][split], doc_id)
         generation = generation_settings(settings)
-        key = digest(self._repr, task, doc_id, conversation, generation)
-        return Question(key, task, doc_id, text, conversation, generation)
+        if broken:
+            self.say(f"question {doc_id} of {task} counts as wrong: {broken}")
+        key = digest(self._repr, task, doc_id, text, conversation, broken is not None, generation)
+        return Question(key, task, doc_id, text, conversation, generation, broken)
+
+    def _conversation(self, doc_to_messages: Any, docs: Any, doc_id: int) -> tuple[list[dict[str, Any]], str | None]:
+        """What is shown and said, or nothing and the reason. Images are decoded here, and frames of videos read."""
+        try:
+            with whole_images():
+                with _unreadable(*NOT_DECODED):
+                    doc = docs[doc_id]
+                with _unreadable(SystemExit):  # is how some tasks say that a video is missing
+                    return [self._message(message) for message in doc_to_messages(doc)], None
+        except DataError as error:
+            return [], str(error)
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """lmms-eval's as transformers' chat templates take it: a medium under the name of its type."""
+        return {"role": message["role"], "content": [self._media(part) for part in message["content"]]}
+
+    def _media(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        kind = part["type"]
+        if kind == "video":
+            return {"type": kind, kind: self.loaded.reading.video(part["url"])}
+        if isinstance(part.get("url"), Image.Image):
+            part["url"].load()
+        return {"type": kind, kind: part["text"] if kind == "text" else part["url"]}
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         raise UnsupportedError("this task compares likelihoods of given answers, and coremat only generates answers")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise UnsupportedError("this task talks in several rounds, and coremat answers in one")
+
+
+@contextmanager
+def whole_images() -> Iterator[None]:
+    """A cut image is an error: lmms-eval has Pillow fill the rest with grey."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+@contextmanager
+def _unreadable(*others: type[BaseException]) -> Iterator[None]:
+    """DataError, with the same words in every process, for what says that an image or a video can't be read."""
+    try:
+        yield
+    except (*UNREADABLE, *others) as error:
+        said = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))
+        raise DataError(" ".join(said.split()) or type(error).__name__) from error
+
+
+def _result(new: Answer | None, old: str | None) -> GenerationResult:
+    if old is not None or new is None:
+        return GenerationResult(old or "")
+    return GenerationResult(new.text, TokenCounts(output_tokens=new.new_tokens))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """A device says so by a class of its own, its libraries and a host's allocator in words."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error) for words in NO_MEMORY)
+
+
+def _first_sentence(error: BaseException) -> str:
+    return re.split(r"\n|\. ", str(error).strip())[0].rstrip(".") or type(error).__name__
 
 
 def _whole(batch_size: int | str) -> int:
@@ -202,7 +305,7 @@ def sample_seed(seed: int, task: str, doc_id: int) -> int:
 
 
 def digest(*parts: Any) -> str:
-    """A hash of plain values and images, the same on every machine."""
+    """A hash of plain values, images and clips, the same on every machine."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -210,16 +313,4 @@ def digest(*parts: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Image.Image):
         return [value.mode, *value.size, hashlib.sha256(value.tobytes()).hexdigest()]
-    return repr(value)
-
-
-def _hf_conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lmms-eval's messages as transformers' chat templates take them: a medium under the name of its type."""
-    return [
-        {"role": message["role"], "content": [_hf_part(part) for part in message["content"]]} for message in messages
-    ]
-
-
-def _hf_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    kind = part["type"]
-    return {"type": kind, kind: part["text"] if kind == "text" else part["url"]}
+    return repr(value)  # a clip's names its content

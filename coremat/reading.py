@@ -1,36 +1,42 @@
-"""How questions and images are put before a model: the system sentence, square padding, limits on pixels.
+"""How questions, images and videos are put before a model: system sentence, square padding, limits on pixels, frames.
 
 Scores of LLaVA-1.5 move by a point or two with these, so they are named in the record. Its released evaluation begins
 with Vicuna's system sentence and pads every image to a square with the mean colour; Hugging Face's processor does
-neither by itself.
+neither by itself. Of a video, Video-LLaVA and its evaluation take eight frames.
 """
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from coremat.errors import ConfigError
+from coremat.frames import Clip, read_clip
 
 VICUNA = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions."
 )
 SYSTEMS = {"none": "", "vicuna": VICUNA}
+FRAMES = 8
 
 
 @dataclass(frozen=True)
 class Reading:
     """system: the sentence before the first question, "" for none. square: pad images to a square with the processor's
-    mean colour. min_pixels, max_pixels: of an image, for processors with dynamic resolution; None leaves their own."""
+    mean colour. min_pixels, max_pixels: of an image, for processors with dynamic resolution; None leaves their own.
+    frames: taken of a video, at equal distances."""
 
     system: str = ""
     square: bool = False
     min_pixels: int | None = None
     max_pixels: int | None = None
+    frames: int = FRAMES
 
     def __post_init__(self) -> None:
-        for name in ("min_pixels", "max_pixels"):
+        for name in ("min_pixels", "max_pixels", "frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least 1.")
@@ -53,6 +59,12 @@ class Reading:
         square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return square
 
+    def video(self, source: str | Path | np.ndarray | Clip) -> Clip:
+        """`frames` of a file; a clip, or an array of frames, uint8 [T, H, W, 3], as it is."""
+        if isinstance(source, (str, Path)):
+            return read_clip(source, self.frames)
+        return source if isinstance(source, Clip) else Clip.of(source)
+
     @property
     def pixel_limits(self) -> dict[str, int]:
         """Those that are given, as a processor takes them."""
@@ -64,6 +76,7 @@ class Reading:
         said = [f"system sentence {self.system!r}"] if self.system else []
         said += ["images padded to squares"] if self.square else []
         said += [f"{name} {value}" for name, value in self.pixel_limits.items()]
+        said += [f"{self.frames} frames of a video"] if self.frames != FRAMES else []
         return ", ".join(said) or "as the model's own processor does"
 
     def as_dict(self) -> dict[str, object]:
@@ -79,6 +92,7 @@ def reading_of(
     square: bool | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    frames: int | None = None,
 ) -> Reading:
     """The way in which a model was evaluated by its authors, where that is known, with what is asked for otherwise.
 
@@ -89,4 +103,6 @@ def reading_of(
         own = replace(own, system=SYSTEMS.get(system, system))
     if square is not None:
         own = replace(own, square=square)
+    if frames is not None:
+        own = replace(own, frames=frames)
     return replace(own, min_pixels=min_pixels, max_pixels=max_pixels)

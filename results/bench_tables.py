@@ -17,11 +17,11 @@ from coremat.results.bench_columns import (
     Measure,
     length_columns,
 )
-from coremat.results.bench_costs import PAPER_TOKENS, bare, longest, source_of
+from coremat.results.bench_costs import MEASURED, PAPER_TOKENS, bare, longest, source_of
 from coremat.results.bench_notes import PAPER_NOTE, memory_notes, setting_notes, time_notes
 from coremat.results.bench_record import DENSE, BenchRecord
 from coremat.results.bench_rows import END_TO_END, PHASES, BenchMemory, BenchRow, Setup
-from coremat.results.paper import COST_TABLE, MEASURED, PAPER, paper_table
+from coremat.results.paper import COST_TABLE, PAPER, paper_table
 from coremat.results.record import write_text_atomic
 from coremat.results.tables import PROJECTED_MARK, PROJECTED_NOTE, Table, to_csv, to_latex, to_markdown
 

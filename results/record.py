@@ -29,7 +29,8 @@ Entry = TypeVar("Entry")
 class Row:
     """One method on one task. `None`: not measured. Counts are means over samples, times are medians.
 
-    score, stderr, agreement_with_dense: per cent. image_tokens: seen, of which image_tokens_kept.
+    score, stderr: per cent; MME's in points, a judge's scores of answers on videos from 0 to 5.
+    agreement_with_dense: per cent. image_tokens: seen, of which image_tokens_kept.
     neurons: FFN neurons of a decoder layer, of which neurons_kept. kv_cache_mib: after prefill, all layers.
     """
 

@@ -7,7 +7,7 @@ empty cell everywhere.
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PROJECTED_MARK = "~"  # before every number that was projected, not measured
 PROJECTED_NOTE = f"{PROJECTED_MARK}: projected onto a device by its data, not measured."
+NAMED = 3  # of what could not be read
 LATEX_SPECIAL = {
     **{char: "\\" + char for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -174,7 +175,7 @@ def eval_table(record: Record) -> Table:
         rows=tuple(tuple(show(row) for _, show in EVAL_COLUMNS) for row in rows),
         raw_names=ROW_FIELDS,
         raw=tuple(tuple(asdict(row).values()) for row in rows),
-        notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows), *skipped_notes(record.config)),
+        notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows), *_remarks(record.config)),
         section=1,
     )
 
@@ -182,6 +183,18 @@ def eval_table(record: Record) -> Table:
 def skipped_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The methods that a record was to have and could not, each with its reason."""
     return tuple(f"{method} skipped: {why}" for method, why in config.get("skipped", {}).items())
+
+
+def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
+    """What did not go as asked, and where a task is not quite the paper's."""
+    yield from skipped_notes(config)
+    broken = [f"{one['task']} {one['doc_id']}" for one in config.get("broken", ())]
+    if broken:
+        named = ", ".join([*broken[:NAMED], *(["..."] if len(broken) > NAMED else [])])
+        yield f"images or videos that could not be read, and count as wrong: {len(broken)} ({named})."
+    if config.get("smaller_batches"):
+        yield f"memory ran out: answers that came from smaller batches: {config['smaller_batches']}."
+    yield from (f"{task}: {remark}." for task, remark in config.get("notes", {}).items())
 
 
 def _score(row: Row) -> str:
@@ -198,7 +211,7 @@ EVAL_COLUMNS: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("method", numeric=False), lambda row: row.method),
     (Column("task", numeric=False), lambda row: row.task),
     (Column("metric", numeric=False), lambda row: row.metric),
-    (Column("score\n%"), _score),
+    (Column("score"), _score),
     (Column("samples"), lambda row: str(row.samples)),
     (Column("image\ntokens"), lambda row: _of(count(row.image_tokens), count(row.image_tokens_kept), "→")),
     (Column("neurons\nkept of"), lambda row: _of(count(row.neurons_kept), count(row.neurons), "/")),
@@ -211,8 +224,8 @@ EVAL_COLUMNS: tuple[tuple[Column, Callable[[Row], str]], ...] = (
 )
 
 EVAL_NOTE = (
-    "score: mean ± standard error; image tokens: seen → kept; neurons: per decoder layer; "
-    "agree: answers equal to those of dense."
+    "score: mean ± standard error, in per cent (MME: points; a judge's scores of answers on videos: 0 to 5); "
+    "image tokens: seen → kept; neurons: per decoder layer; agree: answers equal to those of dense."
 )
 
 

@@ -3,6 +3,7 @@
 `run.json` says whose folder it is: the same run goes on in it, any other is refused. `samples.jsonl` gets one line
 per method, task and question; a batch is written, flushed and synced before the next one is computed, so that a
 killed run has lost one batch at most. Its last line may then be torn: it is cut off before anything is appended.
+Of several processes each has a file of its own, `samples.rank1.jsonl` and so on, and reads all of them.
 
 A line carries the key of its answer, a hash of all that the answer depends on, and is served again under that key
 alone. What lmms-eval says only when a task is through, `scores` and `correct`, is null until then; `finish` writes
@@ -30,7 +31,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """
     path = folder / RUN_FILE
     mine = json.loads(json.dumps(identity))
-    taken = [name for name in (RECORD_FILE, SAMPLES_FILE) if _size(folder / name)]
+    taken = [path.name for path in (folder / RECORD_FILE, *journals(folder)) if _size(path)]
     if not taken:
         write_text_atomic(path, json.dumps(mine, indent=1) + "\n")
         return
@@ -42,6 +43,15 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         ) from error
     if found != mine:
         _refuse(folder, found if isinstance(found, dict) else {}, mine)
+
+
+def journals(folder: Path) -> list[Path]:
+    """The files of all ranks: rank 0's, and those of others that a stopped run has left."""
+    return [folder / SAMPLES_FILE, *sorted(folder.glob(_of_rank("*")))]
+
+
+def _of_rank(rank: int | str) -> str:
+    return SAMPLES_FILE if rank == 0 else SAMPLES_FILE.replace(".", f".rank{rank}.")
 
 
 def _size(path: Path) -> int:
@@ -74,12 +84,15 @@ def _short(value: Any, most: int = 60) -> str:
 class Journal:
     """The answers on the disk under `folder`, and how to add to them. Close it, or use it in `with`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / SAMPLES_FILE
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self.path = folder / _of_rank(rank)
         self.lines: dict[str, Line] = {}
         with _telling(self.path):
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            self._end = self._read()
+            self._end = self._read(self.path)
+            os.ftruncate(self._file, self._end)
+        self.read_others()
 
     def __enter__(self) -> "Journal":
         return self
@@ -87,15 +100,20 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def _read(self) -> int:
-        """Take in the whole lines; cut off what follows them; where the next line goes."""
-        data = self.path.read_bytes()
+    def read_others(self) -> None:
+        """Take in what the other ranks have written so far."""
+        for path in journals(self.folder):
+            if path != self.path and path.exists():
+                with _telling(path):
+                    self._read(path)
+
+    def _read(self, path: Path) -> int:
+        """Take in the whole lines of a file; where they end."""
         end = 0
-        for line in data.splitlines(keepends=True):
+        for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n") or not self._take(line):
                 break
             end += len(line)
-        os.ftruncate(self._file, end)
         return end
 
     def _take(self, line: bytes) -> bool:
@@ -127,8 +145,10 @@ class Journal:
         os.fsync(self._file)
 
     def finish(self, lines: Iterable[Line]) -> None:
-        """Write these lines, complete, in the place of what was journalled."""
-        write_text_atomic(self.path, "".join(_dump(line) for line in lines))
+        """Write these lines, complete, in the place of what all ranks have journalled."""
+        write_text_atomic(self.folder / SAMPLES_FILE, "".join(_dump(line) for line in lines))
+        for path in self.folder.glob(_of_rank("*")):
+            path.unlink()
 
 
 def _dump(line: Line) -> str:

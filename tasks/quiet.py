@@ -16,6 +16,11 @@ LOG_FILE = "lmms-eval.log"
 CHATTY = ("transformers", "datasets", "huggingface_hub")  # their handlers hold the terminal since their import
 
 
+def log_path(folder: Path, rank: int) -> Path:
+    """Each rank has a log of its own."""
+    return folder / (LOG_FILE if rank == 0 else LOG_FILE.replace(".", f".rank{rank}."))
+
+
 class _Log(io.TextIOBase):
     """Appends to a file, unbuffered. A full disk should stop a run where its answers are kept, not in a log line."""
 
@@ -33,9 +38,9 @@ class _Log(io.TextIOBase):
 
 
 @contextmanager
-def lmms_eval_quiet(folder: Path) -> Iterator[None]:
+def lmms_eval_quiet(folder: Path, rank: int = 0) -> Iterator[None]:
     """Also imports lmms-eval, which takes its seconds and resets loguru's sinks."""
-    path = folder / LOG_FILE
+    path = log_path(folder, rank)
     try:
         log = _Log(path)
     except OSError as error:

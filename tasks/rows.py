@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean, median
 from typing import Any
 
 from coremat.results.record import Row
 from coremat.results.statistics import standard_error
+from coremat.tasks.catalogue import PERCENT, POINTS, Score, TaskInfo
 from coremat.tasks.journal import Line
 
 DENSE = "dense"
@@ -17,9 +19,13 @@ MEDIANS = ("prefill_ms", "decode_ms_per_token", "selection_ms")
 
 @dataclass(frozen=True)
 class Metric:
-    """A task's metric as lmms-eval aggregated it for one method; `scale` makes it per cent."""
+    """A task's metric as lmms-eval aggregated it for one method, under the task's name; `scale` makes it per cent.
+
+    tasks: whose answers it is about: the task itself, or those of which it is the mean.
+    """
 
     method: str
+    tasks: tuple[str, ...]
     task: str
     name: str
     value: float
@@ -27,17 +33,38 @@ class Metric:
 
 
 def find_metrics(
-    method: str, task: str, names: Sequence[str], scale: float | None, results: Mapping[str, Any]
+    method: str, task: str, names: Sequence[str], scores: Sequence[Score], results: Mapping[str, Any]
 ) -> list[Metric]:
     """The named metrics in lmms-eval's results of one task, those without a number (submissions) left out.
 
-    Its keys are `metric,filter`, of which the first filter counts; its values are shares or points, and what is 1 at
-    most is taken for a share.
+    Its keys are `metric,filter`, of which the first filter counts; its values are shares or points: as `scores` say,
+    and where these don't, what is 1 at most is taken for a share.
     """
     values = {key.partition(",")[0]: value for key, value in reversed(list(results.items()))}
-    found = ((name, values[name]) for name in names if _is_number(values.get(name)))
-    scales = ((name, float(value), scale or (100.0 if abs(value) <= 1 else 1.0)) for name, value in found)
-    return [Metric(method, task, name, value, factor) for name, value, factor in scales]
+    scales = {score.metric: score.scale for score in scores}
+    found = ((name, float(values[name])) for name in names if _is_number(values.get(name)))
+    return [
+        Metric(method, (task,), task, name, value, scales.get(name) or (PERCENT if abs(value) <= 1 else POINTS))
+        for name, value in found
+    ]
+
+
+def means_of_tasks(found: Sequence[tuple[TaskInfo, list[Metric]]]) -> list[Metric]:
+    """All metrics, and before those of a name that stands for several tasks their mean under that name."""
+    metrics: list[Metric] = []
+    for info, parts in groupby(found, key=lambda pair: pair[0]):
+        ours = [metric for _, some in parts for metric in some]
+        if len(info.tasks) > 1:
+            metrics += [mean for score in info.scores if (mean := _mean(info, score.metric, ours))]
+        metrics += ours
+    return metrics
+
+
+def _mean(info: TaskInfo, name: str, metrics: Sequence[Metric]) -> Metric | None:
+    same = [metric for metric in metrics if metric.name == name]
+    if len(same) < len(info.tasks):
+        return None
+    return Metric(same[0].method, info.tasks, info.name, name, fmean(m.value for m in same), same[0].scale)
 
 
 def _is_number(value: Any) -> bool:
@@ -49,12 +76,14 @@ def make_rows(lines: Iterable[Line], metrics: Sequence[Metric]) -> tuple[Row, ..
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["method"], line["task"]), []).append(line)
-    return tuple(
-        _row(metric, groups[metric.method, metric.task], groups.get((DENSE, metric.task))) for metric in metrics
-    )
+    return tuple(_row(one, _lines(groups, one.method, one), _lines(groups, DENSE, one)) for one in metrics)
 
 
-def _row(metric: Metric, lines: list[Line], dense: list[Line] | None) -> Row:
+def _lines(groups: Mapping[tuple[str, str], list[Line]], method: str, metric: Metric) -> list[Line]:
+    return [line for task in metric.tasks for line in groups.get((method, task), [])]
+
+
+def _row(metric: Metric, lines: list[Line], dense: list[Line]) -> Row:
     chosen = [line for line in lines if metric.name in line["scores"]] or lines
     return Row(
         method=metric.method,
@@ -70,22 +99,21 @@ def _row(metric: Metric, lines: list[Line], dense: list[Line] | None) -> Row:
 
 
 def _reduced(reduce: Callable[[list[float]], float], lines: list[Line], name: str) -> float | None:
-    values = [line[name] for line in lines if line[name] is not None]
+    values = [line[name] for line in lines if line.get(name) is not None]  # nothing was measured of a broken image
     return reduce(values) if values else None
 
 
 def _stderr(metric: Metric, lines: list[Line]) -> float | None:
-    """Only of a metric that is the mean of its samples' values."""
+    """Only of a metric that is the mean of its samples' values, as a share or in per cent."""
     values = [line["scores"][metric.name] for line in lines if metric.name in line["scores"]]
-    if not values or not math.isclose(fmean(values), metric.value, abs_tol=1e-9):
-        return None
+    factor = next((one for one in (1, 100) if values and math.isclose(one * fmean(values), metric.value)), None)
     error = standard_error(values)
-    return None if error is None else error * metric.scale
+    return None if error is None or factor is None else error * factor * metric.scale
 
 
-def _agreement(lines: list[Line], dense: list[Line] | None) -> float | None:
+def _agreement(lines: list[Line], dense: list[Line]) -> float | None:
     """Per cent of the answers that are those of dense, letter by letter."""
-    if dense is None:
+    if not dense:
         return None
-    told = {line["doc_id"]: line["answer"] for line in dense}
-    return 100 * fmean(line["answer"] == told[line["doc_id"]] for line in lines)
+    told = {(line["task"], line["doc_id"]): line["answer"] for line in dense}
+    return 100 * fmean(line["answer"] == told[line["task"], line["doc_id"]] for line in lines)

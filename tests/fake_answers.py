@@ -23,6 +23,7 @@ from coremat.prompt import SequenceStats
 FAKE = LoadedModel("fake", torch.nn.Identity(), None, "weights-0", 3, "cpu", "float32")
 METHODS = {"dense": SparsityConfig(tokens="all", neurons="all"), "corematching": SparsityConfig()}
 TASKS = ("easyvqa", "shapes")
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of ...")
 
 
 def question_of(conversation: list[dict[str, Any]]) -> str:
@@ -43,14 +44,22 @@ def one_answer(config: SparsityConfig, conversation: list[dict[str, Any]]) -> An
 class FakeAnswer:
     """In the place of `coremat.inference.answering`; remembers what it was asked.
 
-    `error` is raised once `fail_after` batches are answered.
+    `error` is raised once `fail_after` batches are answered, and `no_memory` whenever there are more than `room`.
     """
 
-    def __init__(self, fail_after: int | None = None, error: BaseException | None = None, pause: float = 0) -> None:
+    def __init__(
+        self,
+        fail_after: int | None = None,
+        error: BaseException | None = None,
+        pause: float = 0,
+        room: int | None = None,
+        no_memory: Exception = NO_MEMORY,
+    ) -> None:
         self.asked: list[list[str]] = []
         self.settings: list[dict[str, Any]] = []
         self.seeds: list[Sequence[int] | None] = []
         self.fail_after, self.error, self.pause = fail_after, error, pause
+        self.room, self.no_memory = room, no_memory
 
     @contextmanager
     def answering(self, loaded: LoadedModel, config: SparsityConfig) -> Iterator[Callable[..., list[Answer]]]:
@@ -65,6 +74,8 @@ class FakeAnswer:
     ) -> list[Answer]:
         if self.error is not None and len(self.asked) == self.fail_after:
             raise self.error
+        if self.room is not None and len(conversations) > self.room:
+            raise self.no_memory
         time.sleep(self.pause)
         self.asked.append([question_of(one) for one in conversations])
         self.settings.append(generation)

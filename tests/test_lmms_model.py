@@ -1,7 +1,9 @@
 """The lmms subclass: what lmms-eval does to a model, and what it may expect of one."""
 
 import copy
+import io
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,13 +11,15 @@ import torch
 from fake_answers import FAKE, FakeAnswer, install
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import coremat.lmms_model
 from coremat.config import SparsityConfig
 from coremat.errors import ConfigError, UnknownNameError, UnsupportedError
-from coremat.lmms_model import CoreMatchingLmms, batches, digest, generation_settings, sample_seed
+from coremat.lmms_model import CoreMatchingLmms, batches, digest, generation_settings, out_of_memory, sample_seed
+from coremat.reading import Reading
 
+TASK = "task"
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
@@ -38,9 +42,9 @@ def make_requests(texts: list[str], settings: list[dict[str, Any]] | None = None
     return [
         Instance(
             request_type="generate_until",
-            arguments=(text, messages, (settings or [GREEDY] * len(texts))[doc], doc, "task", "test"),
+            arguments=(text, messages, (settings or [GREEDY] * len(texts))[doc], doc, TASK, "test"),
             idx=0,
-            metadata={"task": "task", "doc_id": doc, "repeats": 1},
+            metadata={"task": TASK, "doc_id": doc, "repeats": 1},
         )
         for doc, text in enumerate(texts)
     ]
@@ -48,7 +52,7 @@ def make_requests(texts: list[str], settings: list[dict[str, Any]] | None = None
 
 def make_model(batch_size: int = 3, **options: Any) -> CoreMatchingLmms:
     model = CoreMatchingLmms(FAKE, batch_size=batch_size, **options)
-    model.task_dict = {"task": {"test": range(1000)}}
+    model.task_dict = {TASK: {"test": range(1000)}}
     return model
 
 
@@ -147,14 +151,15 @@ class Kept:
     """A store that remembers keys, and knows the answers given to it."""
 
     def __init__(self, known: dict[str, str] | None = None) -> None:
-        self.known, self.keys, self.added = known or {}, [], []
+        self.known, self.keys, self.added, self.smaller = known or {}, [], [], []
 
     def get(self, question: coremat.lmms_model.Question) -> str | None:
         self.keys.append(question.key)
         return self.known.get(question.key)
 
-    def add(self, made: Any) -> None:
+    def add(self, made: Any, smaller: bool) -> None:
         self.added.append([question.key for question, _ in made])
+        self.smaller.append(smaller)
 
 
 def test_answers_made_before_are_served_and_a_torn_batch_is_computed_whole(fake: FakeAnswer) -> None:
@@ -185,18 +190,161 @@ def test_the_key_of_an_answer_changes_with_all_that_it_depends_on(
     others = [
         keys(["another one"]),
         keys(["a question"], GREEDY | {"max_new_tokens": 9}),
+        keys(["a question"], GREEDY | {"until": ["\n"]}),
         keys(["a question"], beta=0.3),
+        keys(["a question"], beta=0.3, method="core-neurons"),
+        keys(["a question"], method="dense"),
+        keys(["a question"], method="fastv"),
+        keys(["a question"], method="fastv", tokens=32),
+        keys(["a question"], seed=1),
         keys(["x", "a question"])[1:],  # another document and picture
     ]
-    monkeypatch.setattr("test_lmms_model.picture", lambda shade: Image.new("RGB", (8, 8), (shade, 1, 0)))
-    others.append(keys(["a question"]))
-    assert len({key for one in [base, *others] for key in one}) == 6
+    changes: list[tuple[str, Any]] = [
+        ("test_lmms_model.FAKE", replace(FAKE, fingerprint="weights-1")),
+        ("test_lmms_model.FAKE", replace(FAKE, dtype="bfloat16")),
+        ("test_lmms_model.FAKE", replace(FAKE, reading=Reading(system="You are terse."))),
+        ("test_lmms_model.FAKE", replace(FAKE, reading=Reading(square=True))),
+        ("test_lmms_model.TASK", "other-task"),
+        ("test_lmms_model.picture", lambda shade: Image.new("RGB", (8, 8), (shade, 1, 0))),
+        ("coremat.lmms_model.__version__", "9.9.9"),
+    ]
+    for name, value in changes:
+        with monkeypatch.context() as change:
+            change.setattr(name, value)
+            others.append(keys(["a question"]))
+    assert len({key for one in [base, *others] for key in one}) == 1 + len(others)
+    assert keys(["a question"]) == base
 
 
 def test_a_hash_of_an_image_tells_pixels_sizes_and_modes_apart() -> None:
     images = [picture(0), picture(1), Image.new("RGB", (4, 16)), Image.new("L", (8, 24)), Image.new("RGB", (16, 4))]
     assert len({digest(image) for image in images}) == 5
     assert digest(picture(3)) == digest(picture(3))
+
+
+# --- what does not fit, and what can't be read -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "room", "used"), [(8, 3, [8, 4, 2]), (8, 1, [8, 4, 2, 1]), (11, 5, [11, 5])])
+def test_batches_that_do_not_fit_are_halved_until_they_do(
+    monkeypatch: pytest.MonkeyPatch, size: int, room: int, used: list[int]
+) -> None:
+    fitting = install(monkeypatch.setattr, FakeAnswer())
+    expected = [result.text for result in make_model(size).generate_until(make_requests(QUESTIONS))]
+    assert max(map(len, fitting.asked)) == size
+    fake, store, said = install(monkeypatch.setattr, FakeAnswer(room=room)), Kept(), []
+    results = make_model(size, store=store, say=said.append).generate_until(make_requests(QUESTIONS))
+    assert [result.text for result in results] == expected
+    assert [key for batch in store.added for key in batch] == store.keys
+    assert said == [
+        f"memory ran out on {many} questions at once; going on with {fewer}" for many, fewer in pairwise(used)
+    ]
+    assert max(map(len, fake.asked)) == used[-1] <= room
+    assert sum(map(len, fake.asked)) == len(QUESTIONS)
+    assert store.smaller == [len(batch) > used[-1] for batch in store.added]
+
+
+def test_the_size_that_fits_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    class Counting(FakeAnswer):
+        def _answer(self, config: Any, conversations: Any, *words: Any) -> Any:
+            tried.append(len(conversations))
+            return super()._answer(config, conversations, *words)
+
+    install(monkeypatch.setattr, Counting(room=2))
+    make_model(4).generate_until(make_requests(QUESTIONS))
+    assert tried == [4, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_question_that_does_not_fit_alone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch.setattr, FakeAnswer(room=0))
+    with pytest.raises(UnsupportedError) as caught:
+        make_model(2, say=lambda text: None).generate_until(make_requests(["short", "a long question"]))
+    assert str(caught.value) == "memory ran out on question 0 of task alone: CUDA out of memory"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("")])
+def test_memory_that_ran_out_without_a_word(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    install(monkeypatch.setattr, FakeAnswer(room=0, no_memory=error))
+    with pytest.raises(UnsupportedError, match=f"alone: {type(error).__name__}$"):
+        make_model(1).generate_until(make_requests(["a question"]))
+
+
+def test_what_is_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert out_of_memory(caught.value), "as torch says it of a CPU"
+    words = ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
+    assert all(out_of_memory(RuntimeError(text)) for text in words)
+    others = ("shape '[2]' is invalid for input of size 3", "CUDA error: an illegal memory access was encountered")
+    assert not any(out_of_memory(RuntimeError(text)) for text in others)
+
+
+class Docs:
+    """As a dataset gives them; `broken` of them cannot be decoded."""
+
+    def __init__(self, broken: dict[int, Exception]) -> None:
+        self.broken = broken
+
+    def __getitem__(self, number: int) -> int:
+        if number in self.broken:
+            raise self.broken[number]
+        return number
+
+
+ADDRESS = f"cannot identify image file {io.BytesIO()!r}"
+
+
+def asked_with(broken: dict[int, Exception], store: Kept, said: list[str]) -> list[str]:
+    model = make_model(3, store=store, say=said.append)
+    model.task_dict = {TASK: {"test": Docs(broken)}}
+    return [result.text for result in model.generate_until(make_requests(QUESTIONS))]
+
+
+def test_what_cannot_be_read_is_not_asked_and_the_others_are(fake: FakeAnswer) -> None:
+    whole = asked_with({}, Kept(), [])
+    fake.asked.clear()
+    broken = {2: OSError("image file is truncated"), 5: UnidentifiedImageError(ADDRESS), 7: ValueError("\n a\n b ")}
+    store, said = Kept(), []
+    texts = asked_with(broken, store, said)
+    assert texts == [("" if number in broken else text) for number, text in enumerate(whole)]
+    reasons = {2: "image file is truncated", 5: "cannot identify image file", 7: "a b"}
+    assert sorted(said) == [f"question {n} of task counts as wrong: {why}" for n, why in reasons.items()]
+    asked = [question for batch in fake.asked for question in batch]
+    assert sorted(asked) == sorted(text for number, text in enumerate(QUESTIONS) if number not in broken)
+    assert store.smaller == [False] * 4
+    assert sum(map(len, store.added)) == len(QUESTIONS), "what is broken has a line as well"
+
+
+def test_a_batch_and_a_task_of_broken_ones_alone(fake: FakeAnswer) -> None:
+    store = Kept()
+    assert asked_with({n: OSError() for n in range(11)}, store, []) == [""] * 11
+    assert fake.asked == []
+    assert sum(map(len, store.added)) == 11
+
+
+def test_what_is_broken_has_the_same_key_in_every_process(fake: FakeAnswer) -> None:
+    """Pillow names the address of a stream, and another Pillow may use other words."""
+    first, again, other, whole = Kept(), Kept(), Kept(), Kept()
+    said: list[str] = []
+    asked_with({5: UnidentifiedImageError(ADDRESS)}, first, said)
+    asked_with({5: UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>")}, again, said)
+    assert len(set(said)) == 1
+    asked_with({5: OSError("no image")}, other, said)
+    asked_with({}, whole, said)
+    assert first.keys == again.keys == other.keys
+    assert len(set(first.keys) - set(whole.keys)) == 1
+
+
+def test_a_fault_of_a_task_is_not_a_broken_image(fake: FakeAnswer) -> None:
+    def fail(doc: int) -> list[dict[str, Any]]:
+        raise ValueError("a fault")
+
+    requests = make_requests(["a question"])
+    requests[0].arguments = (requests[0].args[0], fail, *requests[0].args[2:])
+    with pytest.raises(ValueError, match="a fault"):
+        make_model().generate_until(requests)
 
 
 def test_what_it_is_not() -> None:

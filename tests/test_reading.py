@@ -1,7 +1,9 @@
-"""How questions and images are put before a model."""
+"""How questions, images and videos are put before a model."""
 
+import numpy as np
 import pytest
 from PIL import Image
+from video_files import write_video
 
 from coremat.errors import ConfigError
 from coremat.reading import VICUNA, Reading, reading_of
@@ -27,8 +29,9 @@ def test_what_is_asked_for_goes_before():
 
 def test_it_is_said_in_words():
     assert Reading().in_words == "as the model's own processor does"
-    whole = Reading(system="Be brief.", square=True, min_pixels=4, max_pixels=9).in_words
-    assert whole == "system sentence 'Be brief.', images padded to squares, min_pixels 4, max_pixels 9"
+    whole = Reading(system="Be brief.", square=True, min_pixels=4, max_pixels=9, frames=16).in_words
+    said = "system sentence 'Be brief.', images padded to squares, min_pixels 4, max_pixels 9, 16 frames of a video"
+    assert whole == said
 
 
 def test_the_system_sentence_comes_first_and_once():
@@ -54,6 +57,25 @@ def test_a_square_image_and_one_that_is_not_to_be_padded_stay():
     red = Image.new("RGB", (3, 3), (255, 0, 0))
     assert Reading(square=True).image(red, MEAN).tobytes() == red.tobytes()
     assert Reading().image(Image.new("L", (3, 5)), MEAN).size == (3, 5)
+
+
+def test_as_many_frames_are_taken_of_a_file_as_asked_for(tmp_path):
+    path = write_video(tmp_path / "grey.mp4", [(10 * number,) * 3 for number in range(15)])
+    assert Reading().video(path).numbers == (0, 2, 4, 6, 8, 10, 12, 14)
+    assert reading_of("video-llava-7b", frames=3).video(str(path)).numbers == (0, 7, 14)
+
+
+def test_frames_that_are_there_stay(tmp_path):
+    frames = np.zeros((5, 4, 4, 3), np.uint8)
+    clip = Reading(frames=2).video(frames)
+    assert clip.frames is frames
+    assert Reading(frames=2).video(clip) is clip
+
+
+@pytest.mark.parametrize("frames", [0, -1])
+def test_a_number_of_frames_that_cannot_be_is_refused(frames):
+    with pytest.raises(ConfigError, match=f"frames is {frames}; accepted"):
+        reading_of("video-llava-7b", frames=frames)
 
 
 @pytest.mark.parametrize("limits", [{"min_pixels": 0}, {"max_pixels": -1}, {"min_pixels": 9, "max_pixels": 4}])

@@ -72,6 +72,8 @@ class Adapter(ABC):
 
     # --- vision -------------------------------------------------------------------------------------------------
 
+    takes_videos = False  # so do the processor and the chat template of some families
+
     @property
     @abstractmethod
     def vision(self) -> tuple[Any, Any]:

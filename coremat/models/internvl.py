@@ -10,6 +10,8 @@ from coremat.models.runs import Runs, RunsAdapter
 
 
 class InternVLAdapter(RunsAdapter):
+    takes_videos = True
+
     @property
     def tile_tokens(self) -> int:
         config = self.model.config

@@ -12,6 +12,8 @@ from coremat.models.runs import Runs
 
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
+    takes_videos = True
+
     @property
     def pooled_frame(self) -> int:
         """Tokens of a video's frame: a view at half its height and width, rounded up."""

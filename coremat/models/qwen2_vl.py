@@ -10,6 +10,8 @@ from coremat.models.adapter import Adapter, refuse_sliding_layers
 
 
 class Qwen2VLAdapter(Adapter):
+    takes_videos = True
+
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         refuse_sliding_layers(self.decoder.config)

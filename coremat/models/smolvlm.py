@@ -4,4 +4,4 @@ from coremat.models.idefics3 import Idefics3Adapter
 
 
 class SmolVLMAdapter(Idefics3Adapter):
-    """Nothing of its own."""
+    takes_videos = True

@@ -37,6 +37,8 @@ class Handles:
 
 
 class VideoLlavaAdapter(RunsAdapter):
+    takes_videos = True
+
     @property
     def vision(self) -> tuple[Any, Any]:
         inner = self.model.model

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from said import Run, refused
+from video_files import write_video
+from video_model import FRAME, save_video_llava
 
 import coremat
 from coremat.catalogue import BUNDLED, bundled_folder
@@ -89,7 +91,7 @@ def test_table_3_takes_a_bench_and_an_evaluation(run: Run, tmp_path: Path) -> No
     step = {"decoder": "graph", "batch_size": 1, "layers": 2, "prompt_tokens": 610, "new_tokens": 64}
     row = BenchRow(method="dense", phase="decode", samples_ms=(10.0,), **step)
     BenchRecord("m", (row,), config={"weights": "random", "model_layers": 2}).write(tmp_path / "bench")
-    Record("m", (Row(method="dense", task="gqa", metric="m", score=50.0, samples=1),)).write(tmp_path / "eval")
+    Record("m", (Row(method="dense", task="gqa", metric="exact_match", score=50.0, samples=1),)).write(tmp_path / "eval")
     both = ("--record", tmp_path / "bench", "--record", tmp_path / "eval", "--format", "csv")
     code, out, _ = run("table", 3, *both)
     assert code == 0
@@ -165,8 +167,29 @@ def test_a_model_type_without_adapter_is_refused(run: Run, tmp_path: Path, pictu
 def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "text.png"
     path.write_text("not an image")
-    assert "is no image that can be read" in refused(run("run", path, "what?"))
-    assert "there is no image file" in refused(run("run", tmp_path / "gone.png", "what?"))
+    assert "is neither an image nor a video that can be read" in refused(run("run", path, "what?"))
+    assert "there is no file" in refused(run("run", tmp_path / "gone.png", "what?"))
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "video.mp4", [(255, 0, 0)] * 6 + [(0, 0, 255)] * 6)
+
+
+def test_run_answers_about_a_video(run: Run, video: Path, tmp_path: Path) -> None:
+    model = save_video_llava(tmp_path / "model")
+    for options, tokens in (((), 8 * FRAME), (("--frames", 3), 3 * FRAME)):
+        code, out, err = run("run", video, "what is it?", "--model", model, "--max-new-tokens", 4, *options)
+        assert code == 0, err
+        assert out.strip()
+        assert f"of {tokens} image tokens" in err
+
+
+def test_a_video_is_refused_where_it_cannot_be_shown(run: Run, video: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "kept.png"
+    assert "--overlay draws on one square image" in refused(run("run", video, "what?", "--overlay", overlay))
+    assert not overlay.exists()
+    assert "shapes-llava takes no videos; families that do: internvl" in refused(run("run", video, "what?"))
 
 
 def test_a_record_of_a_newer_schema_is_refused(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,16 @@ import pytest
 from made_bench import bench
 from rich.console import Console
 
+from coremat.cli.table import paper_columns
 from coremat.errors import UnknownNameError
-from coremat.results.paper import HEADINGS, TEXT_COLUMNS, TITLES, beside, beside_frame, paper_table
+from coremat.results.paper import TEXT_COLUMNS, TITLES, paper_table
+from coremat.results.paper_rows import paper_method
+from coremat.results.paper_tables import HEADINGS
+from coremat.results.paper_tables import beside as lay_beside
+from coremat.results.paper_tables import beside_frame as lay_beside_frame
 from coremat.results.record import Record, Row
 from coremat.results.tables import FORMS, Table, render, to_csv, to_rich
+from coremat.tasks.catalogue import TASKS
 
 DATA = Path(__file__).parents[2] / "results" / "paper"
 ROW = Row(
@@ -28,8 +35,22 @@ ROW = Row(
     neurons_kept=4403,
     prefill_tflops=2.134,
 )
-POPE = replace(ROW, task="pope", score=85.0, samples=8910, image_tokens_kept=80.5, prefill_tflops=2.3)
+POPE = replace(
+    ROW, task="pope", metric="pope_f1_score", score=85.0, samples=8910, image_tokens_kept=80.5, prefill_tflops=2.3
+)
 RECORD = Record("llava-1.5-7b", (ROW, POPE), {"flops_convention": "2*MAC", "prompt_tokens": 610})
+
+
+COLUMNS = paper_columns()
+POPES = TASKS["pope"].tasks
+
+
+def beside(number, records=()):
+    return lay_beside(number, records, COLUMNS)
+
+
+def beside_frame(number, records=()):
+    return lay_beside_frame(number, records, COLUMNS)
 
 
 def ours(frame: pandas.DataFrame, source: str = "measured") -> list[dict[str, object]]:
@@ -138,17 +159,6 @@ def test_no_difference_to_a_cell_that_the_paper_left_empty():
     assert [cell for cell in beside(2, [record]).rows[-1] if cell][3:] == ["-61.0", "-0.1"]
 
 
-@pytest.mark.parametrize("number", TITLES)
-def test_no_number_moves_from_paper_to_measured(number):
-    """A record of nothing but names and unmeasured scores leaves every cell of numbers empty."""
-    tasks = [name for name in paper_table(number).columns if name not in TEXT_COLUMNS]
-    rows = [Row(method=m, task=t, metric="m", samples=1) for m in ("corematching", "core-neurons") for t in tasks]
-    frame = beside_frame(number, [Record("llava-1.5-7b", tuple(rows), neurons_alone(0.4))])
-    for row in ours(frame):
-        assert set(row) <= {"source", "model", "method", "task", "keep_ratio"}
-    assert not ours(frame, "difference")
-
-
 def test_cost_that_one_task_lacks_is_empty():
     record = Record("llava-1.5-7b", (ROW, replace(POPE, prefill_tflops=None)))
     (row,) = ours(beside_frame(2, [record]))
@@ -156,16 +166,58 @@ def test_cost_that_one_task_lacks_is_empty():
     assert row["image_tokens"] == 70.25
 
 
-def test_tasks_are_mapped_to_columns():
-    row = replace(ROW, task="vqav2_val_lite", score=77.0)
-    (cells,) = ours(beside_frame(2, [Record("m", (row, ROW))], {"vqav2_val_lite": "vqav2", "other": "gone"}))
+def test_rows_go_by_the_names_of_lmms_eval():
+    row = replace(ROW, task="vqav2_val", score=77.0)
+    (cells,) = ours(beside_frame(2, [Record("m", (row, ROW))]))
     assert (cells["vqav2"], cells["gqa"]) == (77.0, 62.34)
 
 
-def test_first_metric_of_a_task_counts():
-    rows = (replace(POPE, metric="f1", score=85.0), replace(POPE, metric="accuracy", score=99.0))
-    (cells,) = ours(beside_frame(2, [Record("m", rows)]))
-    assert cells["pope"] == 85.0
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_metric_of_the_paper_counts(turned):
+    """Of POPE the mean F1 of its three splits; of MME perception."""
+    rows = (
+        POPE,
+        replace(POPE, metric="pope_accuracy", score=99.0),
+        *(replace(POPE, task=f"pope_{split}", score=1.0) for split in ("adv", "pop", "random")),
+        replace(ROW, task="mme", metric="mme_perception_score", score=1500.5),
+        replace(ROW, task="mme", metric="mme_cognition_score", score=300.0),
+    )
+    (cells,) = ours(beside_frame(2, [Record("m", rows[::-1] if turned else rows)]))
+    assert (cells["pope"], cells["mme"]) == (85.0, 1500.5)
+    assert set(cells) == {"source", "model", "method", "image_tokens", "prefill_tflops", "pope", "mme"}
+
+
+def test_a_metric_that_the_paper_has_not_is_in_no_table():
+    record = Record("m", (replace(ROW, task="mme", metric="mme_cognition_score"), replace(POPE, task="pope_adv")))
+    assert {row[0] for row in beside(2, [record]).rows} == {"paper"}
+
+
+def test_library_users_name_the_columns():
+    record = Record("m", (replace(ROW, task="mine", metric="right"),))
+    (cells,) = ours(lay_beside_frame(2, [record], {("mine", "right"): "gqa"}))
+    assert cells["gqa"] == 62.34
+    assert not ours(lay_beside_frame(2, [record]))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("fastv", "fastv"),
+        ("fastv:tokens=144", "fastv"),
+        ("prumerge+:tokens=146", "prumerge+"),
+        ("corematching:beta=0.2", "corematching:beta=0.2"),
+        ("fastv:tokens=144:prune_layer=3", "fastv:tokens=144:prune_layer=3"),
+    ],
+)
+def test_a_budget_makes_no_other_method(method, name):
+    assert paper_method(method) == name
+
+
+def test_difference_of_a_method_with_the_papers_budget():
+    rows = [replace(ROW, method=method, score=60.0) for method in ("fastv:tokens=144", "fastv:tokens=144:voters=last")]
+    frame = beside_frame(2, [Record("llava-1.5-7b", tuple(rows))])
+    (difference,) = ours(frame, "difference")
+    assert (difference["method"], difference["gqa"]) == ("fastv:tokens=144", 2.5)
 
 
 def test_rows_of_each_method_and_record():
@@ -177,18 +229,28 @@ def test_rows_of_each_method_and_record():
 
 
 def test_qwen_columns_of_table_5():
-    row = replace(ROW, task="docvqa", score=94.0, image_tokens_kept=25.04)
+    row = replace(ROW, task="docvqa_val", metric="anls", score=94.0, image_tokens_kept=25.04)
     table = beside(5, [Record("qwen2.5-vl-3b", (row,))])
     assert table.rows[-2][3:6] == ("25", "4403", "94.0")
     assert table.rows[-1][3:6] == ("+0.9", "+0.0", "+0.8")
 
 
 def test_video_table_says_the_measured_model():
-    row = replace(ROW, task="msvd-qa", score=70.0)
-    frame = beside_frame(6, [Record("video-llava-7b", (row,))], {"msvd-qa": "msvd_accuracy"})
-    assert ours(frame) == [
-        {"source": "measured", "model": "video-llava-7b", "method": "corematching", "msvd_accuracy": 70.0}
+    accuracy = replace(ROW, task="msvd_qa", metric="judge_accuracy", score=70.0)
+    score = replace(accuracy, metric="judge_score", score=3.85)
+    table = beside(6, [Record("video-llava-7b", (accuracy, score, replace(accuracy, metric="exact_match")))])
+    assert table.raw_names[:6] == ("source", "model", "method", "size", "msvd_accuracy", "msvd_score")
+    assert table.rows[-1] == ("measured", "video-llava-7b", "corematching", "", "70.0", "3.9", "", "", "", "")
+    assert "video-llava-7b, measured samples: msvd_qa 12578." in table.notes
+
+
+def test_neurons_alone_of_table_8():
+    rows = [
+        replace(ROW, method=m, task="vizwiz_vqa_val", score=s) for m, s in (("dense", 52.0), ("core-neurons", 50.0))
     ]
+    frame = beside_frame(8, [Record("llama-3.2-11b-vision", tuple(rows))])
+    assert [(row["method"], row["vizwiz"]) for row in ours(frame)] == [("dense", 52.0), ("core-neurons", 50.0)]
+    assert [row["vizwiz"] for row in ours(frame, "difference")] == [-0.5, pytest.approx(0.2)]
 
 
 def neurons_alone(beta: float, **others: dict) -> dict:
@@ -218,6 +280,18 @@ def test_keep_ratios_of_table_1():
     assert ours(frame) == [common | {"keep_ratio": beta, "accuracy_percent": 62.34} for beta in (0.2, 1.0)]
     assert not ours(frame, "difference")
     assert beside(1, records).rows[-1][-2:] == ("1", "62.3")
+
+
+def test_points_are_no_accuracy():
+    """MME's main metric is in points, and its second one does not take its place."""
+    mme = replace(ROW, method="core-neurons", task="mme", metric="mme_perception_score", score=1500.0)
+    rows = (
+        mme,
+        replace(mme, metric="mme_cognition_score"),
+        replace(mme, task="ai2d", metric="exact_match", score=54.0),
+    )
+    measured = ours(beside_frame(1, [Record("llava-1.5-7b", rows, neurons_alone(0.4))]))
+    assert [(row["task"], row["accuracy_percent"]) for row in measured] == [("ai2d", 54.0)]
 
 
 def test_table_1_needs_the_ratio():
@@ -359,6 +433,18 @@ def test_notes_say_samples_and_flops():
     assert notes[-1] == "llava-1.5-7b, prefill TFLOPs: 2*MAC; prompt of 610 tokens (mean)."
 
 
+def test_remarks_of_the_tasks_in_the_table():
+    config = {"notes": {"pope": "a word is enough", "docvqa": "which split?"}}
+    assert beside(2, [replace(RECORD, config=config)]).notes[-1] == "llava-1.5-7b, pope: a word is enough."
+    assert not any("which split?" in note for note in beside(2, [replace(RECORD, config=config)]).notes)
+
+
+def test_remarks_are_under_the_name_that_was_asked_for():
+    """The rows say vqav2_val, the remark vqav2."""
+    record = Record("m", (replace(ROW, task="vqav2_val"),), {"notes": {"vqav2": "here validation"}})
+    assert "m, vqav2: here validation." in beside(2, [record]).notes
+
+
 def test_record_of_other_tasks_is_noted_and_adds_nothing():
     table = beside(2, [Record("bundled", (replace(ROW, task="shapes"),)), Record("empty", ())])
     assert {row[0] for row in table.rows} == {"paper"}
@@ -366,15 +452,64 @@ def test_record_of_other_tasks_is_noted_and_adds_nothing():
     assert table.notes[-1] == "empty: nothing in this record belongs to this table (its tasks: none)."
 
 
+def of_every_task(model, methods):
+    """An evaluation of every metric that the paper has, each with a score of its own."""
+    metrics = [(task, metric) for task, metric in COLUMNS if task not in TASKS or TASKS[task].tasks in ((task,), POPES)]
+    rows = [
+        replace(ROW, method=method, task=task, metric=metric, score=10.0 + nth)
+        for method in methods
+        for nth, (task, metric) in enumerate(metrics)
+    ]
+    config = {"methods": {"core-neurons": {"neurons": "core", "tokens": "all", "beta": 0.4}}}
+    return Record(model, tuple(rows), RECORD.config | config)
+
+
+@pytest.mark.parametrize("number", TITLES)
+def test_no_number_moves_from_paper_to_measured(number):
+    """A record of nothing but names and unmeasured scores leaves every cell of numbers empty."""
+    full = of_every_task("llava-1.5-7b", ("corematching", "core-neurons"))
+    empty = [Row(method=row.method, task=row.task, metric=row.metric, samples=1) for row in full.rows]
+    frame = beside_frame(number, [replace(full, rows=tuple(empty))])
+    assert bool(ours(frame)) == (number != 3)
+    for row in ours(frame):
+        assert set(row) <= {"source", "model", "method", "task", "keep_ratio"}
+    assert not ours(frame, "difference")
+
+
+@pytest.mark.parametrize("number", set(TITLES) - {3})
+def test_a_record_of_every_task_fills_every_task_column(number):
+    record = of_every_task("llava-1.5-7b", ("dense", "corematching", "core-neurons"))
+    frame = beside_frame(number, [record])
+    measured = frame[frame["source"] == "measured"]
+    columns = paper_table(number).tasks or ["keep_ratio", "accuracy_percent"]
+    assert len(measured)
+    assert measured[columns].notna().all(axis=None)
+    found = {(row.task, row.metric): row.score for row in record.rows}
+    if number not in (1, 7):
+        expected = {column: found[key] for key, column in COLUMNS.items() if key in found}
+        assert measured.iloc[0][columns].to_dict() == {column: expected[column] for column in columns}
+
+
 @pytest.mark.parametrize("number", TITLES)
 def test_table_fits_a_terminal_of_120_columns(number):
-    tasks = paper_table(number).tasks or ["gqa"]
     methods = ("dense", "corematching", "core-neurons", "random-neurons")
-    rows = tuple(replace(ROW, method=method, task=task) for method in methods for task in tasks)
-    table = beside(number, [replace(RECORD, rows=rows), replace(RECORD, rows=rows, model="llava-1.5-13b")])
+    table = beside(number, [of_every_task(model, methods) for model in ("llava-1.5-7b", "llava-1.5-13b")])
+    assert number == 3 or "measured" in {row[0] for row in table.rows}
     assert_fits(table)
-    for form in FORMS:
-        assert "nan" not in render(table, form).lower()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("number", TITLES)
+@pytest.mark.parametrize("records", [[], [of_every_task("llava-1.5-7b", ("corematching", "core-neurons"))]])
+def test_every_form_has_every_row(number, form, records):
+    """As many lines as rows, none with a word for what is not there."""
+    table = beside(number, records)
+    text = render(table, form)
+    begins = {"markdown": "| {} |", "csv": "{},", "latex": "{} &"}[form]
+    for source in {row[0] for row in table.rows}:
+        rows = [row for row in table.rows if row[0] == source]
+        assert sum(line.startswith(begins.format(source)) for line in text.splitlines()) == len(rows)
+    assert not {"nan", "None"} & set(re.split(r"[ ,|&\n]+", text))
 
 
 def test_table_3_with_a_projection_fits_a_terminal_of_120_columns():

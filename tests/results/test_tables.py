@@ -126,6 +126,30 @@ def test_no_flops_no_note_on_them():
     assert not any("TFLOPs" in note for note in eval_table(record(EMPTY)).notes)
 
 
+def test_notes_say_what_went_wrong_and_what_is_unlike_the_paper():
+    broken = [{"task": "shapes", "doc_id": doc_id, "reason": "cut short"} for doc_id in (5, 9, 12, 40)]
+    notes = {"vqav2": "here validation"}
+    table = eval_table(record(FULL, skipped={"fastv": "no."}, broken=broken, smaller_batches=12, notes=notes))
+    assert table.notes[3:] == (
+        "fastv skipped: no.",
+        "images or videos that could not be read, and count as wrong: 4 (shapes 5, shapes 9, shapes 12, ...).",
+        "memory ran out: answers that came from smaller batches: 12.",
+        "vqav2: here validation.",
+    )
+    three = eval_table(record(FULL, broken=broken[:3])).notes
+    assert three[-1].endswith(": 3 (shapes 5, shapes 9, shapes 12).")
+
+
+def test_a_run_without_incidents_has_no_notes_on_them():
+    assert len(eval_table(record(FULL, skipped={}, broken=[], smaller_batches=0, notes={})).notes) == 3
+
+
+def test_points_are_not_called_per_cent():
+    table = eval_table(record(replace(FULL, task="mme", metric="mme_perception_score", score=1510.7)))
+    assert table.columns[3].heading == "score"
+    assert "per cent (MME: points;" in table.notes[0]
+
+
 def test_csv_holds_the_raw_numbers():
     rows = list(csv.DictReader(io.StringIO(to_csv(eval_table(record(FULL))))))
     assert tuple(rows[0]) == ROW_FIELDS

@@ -53,6 +53,68 @@ def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path: Path, torn: bytes) ->
     assert [json.loads(text)["key"] for text in path.read_text().splitlines()] == ["key-0", "key-1"]
 
 
+def test_cut_anywhere_in_its_last_line_it_is_read_up_to_the_last_whole_answer(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    with Journal(tmp_path) as journal:
+        journal.append([line(0), line(1)])
+        before = path.read_bytes()
+        journal.append([line(2)])
+    whole = path.read_bytes()
+    for end in range(len(before), len(whole)):  # also in the middle of a letter of two bytes
+        path.write_bytes(whole[:end])
+        with Journal(tmp_path) as journal:
+            assert list(journal.lines) == ["key-0", "key-1"]
+            journal.append([line(3)])
+        assert path.read_bytes().startswith(before)
+        with Journal(tmp_path) as journal:
+            assert list(journal.lines) == ["key-0", "key-1", "key-3"]
+
+
+def test_ranks_write_files_of_their_own_and_read_all(tmp_path: Path) -> None:
+    with Journal(tmp_path) as first, Journal(tmp_path, rank=1) as second, Journal(tmp_path, rank=2) as third:
+        first.append([line(0)])
+        second.append([line(1)])
+        third.append([line(2)])
+        assert list(first.lines) == ["key-0"]
+        first.read_others()
+        assert first.lines == {f"key-{n}": line(n) for n in range(3)}
+    names = {"samples.jsonl", "samples.rank1.jsonl", "samples.rank2.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    with Journal(tmp_path, rank=1) as second:
+        assert set(second.lines) == {"key-0", "key-1", "key-2"}
+
+
+def test_a_rank_cuts_its_own_torn_line_off_and_leaves_those_of_others(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        with Journal(tmp_path, rank) as journal:
+            journal.append([line(rank)])
+            whole = journal.path.read_bytes()
+            journal.path.write_bytes(whole + b'{"key": "key-9"')
+    with Journal(tmp_path, rank=1) as second:
+        assert set(second.lines) == {"key-0", "key-1"}
+        assert second.path.read_bytes() == whole
+        assert (tmp_path / "samples.jsonl").read_bytes().endswith(b'"key-9"')
+
+
+def test_finish_leaves_one_file_of_all_ranks(tmp_path: Path) -> None:
+    for rank in (1, 10):
+        with Journal(tmp_path, rank) as journal:
+            journal.append([line(rank)])
+    with Journal(tmp_path) as journal:
+        journal.finish([line(10), line(1)])
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+    with Journal(tmp_path) as journal:
+        assert list(journal.lines) == ["key-10", "key-1"]
+
+
+def test_answers_of_any_rank_hold_the_folder(tmp_path: Path) -> None:
+    claim_folder(tmp_path, RUN)
+    with Journal(tmp_path, rank=3) as journal:
+        journal.append([line(0)])
+    with pytest.raises(OutputError, match="limit: 10 there, 11 here"):
+        claim_folder(tmp_path, RUN | {"limit": 11})
+
+
 @pytest.mark.parametrize("room", [0, 1, 25])
 def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """The disk takes a part of the line and no more; what was there before stays, and serves again."""

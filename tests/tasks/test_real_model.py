@@ -12,7 +12,7 @@ import torch
 from coremat.config import SparsityConfig
 from coremat.loading import LoadedModel, load
 from coremat.results.record import read_samples
-from coremat.tasks import HERE
+from coremat.tasks.catalogue import HERE
 from coremat.tasks.runner import evaluate
 from coremat.tasks.training.architecture import build_model, build_processor, build_tokenizer
 

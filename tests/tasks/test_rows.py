@@ -1,11 +1,14 @@
 """From journalled lines to a record's rows."""
 
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from coremat.results.statistics import standard_error
-from coremat.tasks.rows import MEANS, MEDIANS, Metric, find_metrics, make_rows
+from coremat.tasks.catalogue import Score, TaskInfo
+from coremat.tasks.rows import MEANS, MEDIANS, Metric, find_metrics, make_rows, means_of_tasks
 
 
 def make_line(method: str, doc: int, answer: str, scores: dict[str, float], **values: Any) -> dict[str, Any]:
@@ -24,7 +27,7 @@ LINES = [
 
 
 def test_means_medians_errors_and_agreement() -> None:
-    dense, core = make_rows(LINES, [Metric(m, "t", "accuracy", 2 / 3, 100.0) for m in ("dense", "core")])
+    dense, core = make_rows(LINES, [Metric(m, ("t",), "t", "accuracy", 2 / 3, 100.0) for m in ("dense", "core")])
     assert (dense.score, dense.samples) == (pytest.approx(200 / 3), 3)
     assert dense.stderr == pytest.approx(100 * standard_error([1, 0, 1]))
     assert (dense.image_tokens_kept, dense.prefill_ms) == (30, 2.0)
@@ -33,22 +36,22 @@ def test_means_medians_errors_and_agreement() -> None:
 
 
 def test_a_metric_of_some_questions_counts_only_those() -> None:
-    (row,) = make_rows(LINES, [Metric("dense", "t", "f1", 0.75, 100.0)])
+    (row,) = make_rows(LINES, [Metric("dense", ("t",), "t", "f1", 0.75, 100.0)])
     assert (row.samples, row.score, row.image_tokens_kept) == (2, 75, 40)
 
 
 def test_without_dense_there_is_no_agreement() -> None:
-    (row,) = make_rows(LINES[3:], [Metric("core", "t", "accuracy", 2 / 3, 100.0)])
+    (row,) = make_rows(LINES[3:], [Metric("core", ("t",), "t", "accuracy", 2 / 3, 100.0)])
     assert row.agreement_with_dense is None
 
 
 def test_a_score_that_is_no_mean_has_no_error_of_a_mean() -> None:
-    (row,) = make_rows(LINES, [Metric("dense", "t", "accuracy", 0.9, 100.0)])
+    (row,) = make_rows(LINES, [Metric("dense", ("t",), "t", "accuracy", 0.9, 100.0)])
     assert (row.score, row.stderr) == (90, None)
 
 
 def test_a_score_that_is_not_per_sample_is_of_all_samples() -> None:
-    (row,) = make_rows(LINES, [Metric("dense", "t", "perception", 1500.0, 1.0)])
+    (row,) = make_rows(LINES, [Metric("dense", ("t",), "t", "perception", 1500.0, 1.0)])
     assert (row.score, row.stderr, row.samples) == (1500, None, 3)
 
 
@@ -63,6 +66,28 @@ def test_metrics_are_found_under_their_filters() -> None:
         "other,none": [],
     }
     names = ("exact_match", "points", "submission", "other", "alias", "absent")
-    found = find_metrics("dense", "t", names, None, results)
-    assert found == [Metric("dense", "t", "exact_match", 0.5, 100.0), Metric("dense", "t", "points", 63.5, 1.0)]
-    assert find_metrics("dense", "t", ["points"], 10.0, results)[0].scale == 10.0
+    found = find_metrics("dense", "t", names, (), results)
+    assert found == [
+        Metric("dense", ("t",), "t", "exact_match", 0.5, 100.0),
+        Metric("dense", ("t",), "t", "points", 63.5, 1.0),
+    ]
+    assert find_metrics("dense", "t", ["points"], (Score("points", 10.0),), results)[0].scale == 10.0
+
+
+def test_a_name_for_several_tasks_has_their_mean_first() -> None:
+    info = TaskInfo("both", "", Path(), ("t", "u"), (Score("accuracy"), Score("absent")))
+    parts = [[Metric("dense", (task,), task, "accuracy", value, 100.0)] for task, value in (("t", 2 / 3), ("u", 0.0))]
+    metrics = means_of_tasks([(info, one) for one in parts])
+    assert [(one.task, one.value) for one in metrics] == [("both", pytest.approx(1 / 3)), ("t", 2 / 3), ("u", 0.0)]
+    lines = [*LINES[:3], {**LINES[0], "task": "u", "scores": {"accuracy": 0.0}, "image_tokens": 100}]
+    mean, first, second = make_rows(lines, metrics)
+    assert (mean.task, mean.samples, first.samples, second.samples) == ("both", 4, 3, 1)
+    assert mean.image_tokens == pytest.approx(fmean(line["image_tokens"] for line in lines))
+    assert mean.stderr is None, "the mean of the tasks is not that of the samples"
+
+
+def test_a_broken_sample_has_a_score_and_no_costs() -> None:
+    broken = {**{key: LINES[0][key] for key in ("method", "task", "doc_id", "answer")}, "scores": {"accuracy": 0.0}}
+    (row,) = make_rows([*LINES[1:3], broken], [Metric("dense", ("t",), "t", "accuracy", 1 / 3, 100.0)])
+    assert row.samples == 3
+    assert row.image_tokens == fmean(line["image_tokens"] for line in LINES[1:3])

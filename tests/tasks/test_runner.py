@@ -25,10 +25,11 @@ from coremat.config import SparsityConfig
 from coremat.errors import ConfigError, DataError, OutputError, UnknownNameError, UnsupportedError
 from coremat.progress import Step
 from coremat.results.record import Record, read_samples
-from coremat.tasks import TASKS as KNOWN
-from coremat.tasks import TaskInfo
+from coremat.tasks.catalogue import TASKS as KNOWN
+from coremat.tasks.catalogue import TaskInfo
+from coremat.tasks.loading import limited, load_task
 from coremat.tasks.quiet import LOG_FILE
-from coremat.tasks.runner import evaluate, limited
+from coremat.tasks.runner import evaluate
 
 LIMIT = 10
 
@@ -250,7 +251,8 @@ def other_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         text = (folder / "shapes.yaml").read_text().replace("data/test.parquet", str(folder / "data" / "test.parquet"))
         (tmp_path / "other.yaml").write_text(text.replace("task: shapes", "task: other").replace(old, new))
         (tmp_path / "utils.py").write_text((folder / "utils.py").read_text() + code)
-        monkeypatch.setattr(coremat.tasks.runner, "resolve_task", lambda name: TaskInfo(name, "", tmp_path))
+        infos = (TaskInfo("other", "", tmp_path, ("other",)),)
+        monkeypatch.setattr(coremat.tasks.runner, "resolve_tasks", lambda names: infos)
         return "other"
 
     return make
@@ -278,9 +280,9 @@ def test_two_filters_give_one_line_for_a_question(
     assert len(read_samples(tmp_path / "out")) == len(METHODS) * LIMIT
 
 
-def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_says_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedError, match="one process"):
+    with pytest.raises(ConfigError, match="WORLD_SIZE is '2' and RANK is not set"):
         run(tmp_path)
 
 
@@ -340,7 +342,7 @@ def test_lmms_evals_response_cache_hits_on_a_second_run(fake: FakeAnswer, tmp_pa
 
     from coremat.lmms_model import CoreMatchingLmms
 
-    task = coremat.tasks.runner.load_task(KNOWN["shapes"], 4)[0]
+    task = load_task(KNOWN["shapes"], 4)[0]
     for beta, batches in ((0.4, 1), (0.4, 1), (0.3, 2)):
         model = CoreMatchingLmms(FAKE, batch_size=4, beta=beta)
         options = {"tasks": [task.task], "task_manager": task.manager, "limit": 4, "bootstrap_iters": 0}

@@ -1,0 +1,62 @@
+"""`coremat eval --preset` and `--dry-run`: the tasks and methods of a table of the paper, and what would be run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coremat.cli import console
+from coremat.errors import ConfigError
+
+Preset = Annotated[
+    str | None, typer.Option(help="paper-table-2, -4, -5, -6, -7 or -8: its tasks, methods and budgets of tokens.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be run and how much of it, and stop.")]
+Bench = Annotated[
+    Path | None, typer.Option(help="Record of a bench of the same model: --dry-run estimates the time by it.")
+]
+
+
+def of_preset(preset: str, model: str, also_typed: bool) -> tuple[list[str], list[str]]:
+    """The tasks and methods of a preset. ConfigError if tasks or methods were typed beside it."""
+    if also_typed:
+        raise ConfigError(f"--preset is {preset!r} beside --tasks or --methods; accepted: the preset, or these.")
+    from coremat.tasks.presets import preset_of
+
+    found = preset_of(preset, model)
+    return list(found.tasks), list(found.methods)
+
+
+def show_plan(
+    model: str,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    image_tokens: int | None,
+    limit: int | float | None,
+    data_root: Path | None,
+    bench: Path | None,
+) -> None:
+    """Print the tasks and the methods with their sums. Of the model its config is read, and none of its weights."""
+    from coremat.cli.evaluate import runnable
+    from coremat.loading import own_prune_layer
+    from coremat.profile.random_weights import bare_model
+    from coremat.profile.shipped_config import config_of
+    from coremat.results.bench_record import BenchRecord
+    from coremat.results.tables import to_rich
+    from coremat.tasks.catalogue import resolve_tasks
+    from coremat.tasks.plan import make_plan
+    from coremat.tasks.plan_tables import methods_table, tasks_table
+
+    resolve_tasks(tasks)
+    record = None if bench is None else BenchRecord.read(bench)
+    config = config_of(model)
+    configs, skipped = runnable(bare_model(config, "meta"), own_prune_layer(config), methods, image_tokens)
+    plan = make_plan(model, tasks, list(configs), skipped, limit, data_root, record)
+    tables = (tasks_table(plan), methods_table(plan))
+    for table in tables:
+        console.show(to_rich(replace(table, notes=())))
+        console.show("")
+    for note in (note for table in tables for note in table.notes):
+        console.say(note)

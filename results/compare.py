@@ -1,0 +1,69 @@
+"""Two records of one model and of one kind, compared row by row: what `coremat check` decides by."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coremat.errors import RecordError
+from coremat.results.bench_record import BenchRecord, read_any
+from coremat.results.compare_rows import Compared, Comparison, Limits
+from coremat.results.compare_scores import Run, compare_scores
+from coremat.results.compare_speed import compare_benches, floor_of_scores
+from coremat.results.record import Record, record_path
+
+# What may differ in a config without making a score or a speed-up another thing, or is looked at row by row.
+EVERYWHERE = ("methods", "flops_convention", "skipped")
+FREE: Mapping[str, frozenset[str]] = {
+    Record.kind: frozenset(
+        (*EVERYWHERE, "tasks", "weights", "batch_size", "smaller_batches", "coremat", "prompt_tokens", "notes")
+    ),
+    BenchRecord.kind: frozenset((*EVERYWHERE, "batch_sizes", "repeats", "limits", "bandwidth", "rate")),
+}
+
+Where = str | os.PathLike[str]
+
+
+def compare(record: Where, baseline: Where, limits: Limits) -> Comparison:
+    """Compare two records, each a folder or its record.json. RecordError if they cannot be compared."""
+    ours, theirs = read_any(record), read_any(baseline)
+    if (ours.kind, ours.model) != (theirs.kind, theirs.model):
+        raise RecordError(
+            f"{record} is of kind {ours.kind!r} and model {ours.model}, and the baseline {baseline} of kind "
+            f"{theirs.kind!r} and model {theirs.model}; they must be alike"
+        )
+    rows: tuple[Compared, ...] = ()
+    if isinstance(ours, Record) and isinstance(theirs, Record):
+        rows = compare_scores(_run(ours, record), _run(theirs, baseline), limits)
+        rows += () if limits.min_speedup is None else floor_of_scores(ours, limits.min_speedup)
+    if isinstance(ours, BenchRecord) and isinstance(theirs, BenchRecord):
+        rows = compare_benches(ours, theirs, limits.min_speedup)
+    comparison = Comparison(ours.model, rows, limits, _notes(ours.kind, ours.config, theirs.config))
+    if not comparison.judged:
+        raise RecordError(f"the baseline {baseline} has no row that {record} could be compared with")
+    return comparison
+
+
+def _run(record: Record, where: Where) -> Run:
+    return Run(record, record_path(where).parent)
+
+
+def _notes(kind: str, config: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    names = (*_differing(config, other, FREE[kind]), *_differing_methods(config, other))
+    return (f"differs from the baseline: {', '.join(names)}.",) if names else ()
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any], free: frozenset[str]) -> Iterator[str]:
+    """What both say, and differently."""
+    return (name for name in one if name in other and name not in free and one[name] != other[name])
+
+
+def _differing_methods(config: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """Methods that have one name and not one config."""
+    methods, others = config.get("methods"), other.get("methods")
+    if not isinstance(methods, Mapping) or not isinstance(others, Mapping):
+        return
+    for name in methods:
+        own, there = methods[name], others.get(name)
+        if isinstance(own, Mapping) and isinstance(there, Mapping):
+            names = list(_differing(own, there, frozenset(("seed",))))  # it is the run's
+            yield from [f"{name} ({', '.join(names)})"] if names else []
