@@ -15,7 +15,7 @@ from coremat.results.record import Record, record_path
 EVERYWHERE = ("methods", "flops_convention", "skipped")
 FREE: Mapping[str, frozenset[str]] = {
     Record.kind: frozenset(
-        (*EVERYWHERE, "tasks", "weights", "batch_size", "smaller_batches", "coremat", "prompt_tokens", "notes")
+        (*EVERYWHERE, "tasks", "weights", "batch_size", "in_smaller_batches", "coremat", "prompt_tokens", "notes")
     ),
     BenchRecord.kind: frozenset((*EVERYWHERE, "batch_sizes", "repeats", "limits", "bandwidth", "rate")),
 }

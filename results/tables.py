@@ -192,8 +192,8 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
     if broken:
         named = ", ".join([*broken[:NAMED], *(["..."] if len(broken) > NAMED else [])])
         yield f"images or videos that could not be read, and count as wrong: {len(broken)} ({named})."
-    if config.get("smaller_batches"):
-        yield f"memory ran out: answers that came from smaller batches: {config['smaller_batches']}."
+    if config.get("in_smaller_batches"):
+        yield f"memory ran out: answers that came from smaller batches: {config['in_smaller_batches']}."
     yield from (f"{task}: {remark}." for task, remark in config.get("notes", {}).items())
 
 

@@ -4,23 +4,24 @@ The launcher (torchrun, or `coremat eval --num-processes`) says by the usual env
 ranks form the same batches from the same questions and answer every `world`-th one, each into a journal of its own in
 the run's folder, which all machines must share. Scores are rank 0's alone, from all journals, once every rank is
 through: so answers and table are those of one process, and a rank that dies has lost one batch at most.
-Between the ranks goes little: what they are about to do, compared at the start over gloo (NCCL between GPUs), and two
-counters in the launcher's store.
+Between the ranks goes little: what they are about to do, compared at the start over gloo (NCCL between GPUs), and
+what stands in the launcher's store: a count of the answers, who is ready and through, and a pulse of each.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 from coremat.errors import ConfigError, RankError
 
 PATIENCE = timedelta(days=2)  # the first rank may be fetching a dataset
-ANSWERS, READY, DONE = "coremat/answers", "coremat/ready", "coremat/done"
+ANSWERS, READY, DONE, PULSE = "coremat/answers", "coremat/ready", "coremat/done", "coremat/pulse"
 POLL_SECONDS = 0.2
-SILENCE_SECONDS = 1800  # for one batch: no launcher tells this machine of a rank that died on another
+PULSE_SECONDS, SILENCE_SECONDS = 5, 120
 GOES_ON = "the answers made so far are kept, and the same command on the same folder goes on"
 LAUNCHERS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -54,6 +55,14 @@ class Ranks(Alone):
         with _connected():
             self.store, self.rank, self.world = next(distributed.rendezvous("env://", timeout=PATIENCE))
         self.seen = self.turns = 0
+        self.through = threading.Event()
+        threading.Thread(target=self._beat, args=(self.store.clone(),), daemon=True).start()
+
+    def _beat(self, store: Any) -> None:
+        """A pulse until this rank is through: no launcher tells a machine of a process that died on another."""
+        with suppress(RankError), _connected():
+            while not self.through.wait(PULSE_SECONDS):
+                store.add(f"{PULSE}/{self.rank}", 1)
 
     def agree(self, run: Mapping[str, Any]) -> None:
         """ConfigError on every rank, unless all of them are about to do the same."""
@@ -106,19 +115,25 @@ class Ranks(Alone):
 
     def finish(self, show: Callable[[int], None]) -> None:
         """Say that this rank is through; rank 0 waits for the others and shows how far they are."""
-        done, heard = self._through(1), time.monotonic()
-        while self.rank == 0 and done < self.world:
-            time.sleep(POLL_SECONDS)
-            before, done, new = done, self._through(0), self.count(0)
-            show(new)
-            heard = time.monotonic() if new or done > before else heard
-            if time.monotonic() - heard > SILENCE_SECONDS:
-                silent = f"{self.world - done} of {self.world} processes have answered nothing"
-                raise RankError(f"{silent} for {SILENCE_SECONDS / 60:g} minutes; {GOES_ON}")
-
-    def _through(self, more: int) -> int:
+        self.through.set()
         with _connected():
-            return int(self.store.add(DONE, more))
+            self.store.set(f"{DONE}/{self.rank}", "yes")
+            if self.rank == 0:
+                self._wait(show)
+
+    def _wait(self, show: Callable[[int], None]) -> None:
+        heard: dict[int, tuple[int, float]] = {}
+        others = list(range(1, self.world))
+        while others:
+            time.sleep(POLL_SECONDS)
+            others = [rank for rank in others if not self.store.check([f"{DONE}/{rank}"])]
+            show(self.count(0))
+            for rank in others:
+                beats, now = self.store.add(f"{PULSE}/{rank}", 0), time.monotonic()
+                before, since = heard.get(rank, (None, now))
+                heard[rank] = (beats, since if beats == before else now)
+                if now - heard[rank][1] > SILENCE_SECONDS:
+                    raise RankError(f"rank {rank} has given no sign of life for {SILENCE_SECONDS} seconds; {GOES_ON}")
 
 
 @contextmanager

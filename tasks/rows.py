@@ -112,8 +112,7 @@ def _stderr(metric: Metric, lines: list[Line]) -> float | None:
 
 
 def _agreement(lines: list[Line], dense: list[Line]) -> float | None:
-    """Per cent of the answers that are those of dense, letter by letter."""
-    if not dense:
-        return None
-    told = {(line["task"], line["doc_id"]): line["answer"] for line in dense}
-    return 100 * fmean(line["answer"] == told[line["task"], line["doc_id"]] for line in lines)
+    """Per cent of the answers that are those of dense, letter by letter; what could not be asked is none."""
+    told = {(line["task"], line["doc_id"]): line["answer"] for line in dense if not line.get("broken")}
+    alike = [line["answer"] == told[place] for line in lines if (place := (line["task"], line["doc_id"])) in told]
+    return 100 * fmean(alike) if alike else None

@@ -176,7 +176,7 @@ class _Run:
             "prompt_tokens": {task.name: _mean_prompt(lines, task.name) for task in self.tasks},
             "skipped": dict(skipped),
             "broken": _broken(lines),
-            "smaller_batches": sum(line["smaller_batch"] for line in lines),
+            "in_smaller_batches": sum(line["smaller_batch"] for line in lines),
             "notes": {name.removeprefix(FOREIGN): info.unlike for name, info in infos.items() if info.unlike},
         }
         where = environment(self.loaded.device, self.loaded.dtype)

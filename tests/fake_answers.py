@@ -1,15 +1,10 @@
-"""A model that answers at once: for tests in which the way of an answer matters and not what it is.
+"""A model that answers at once: for tests in which the way of an answer matters and not what it is."""
 
-Run as a script, `python fake_answers.py OUTPUT LIMIT`, it evaluates slowly, so that a test can kill it.
-"""
-
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,10 +82,3 @@ def install(put: Callable[[Any, str, Any], None], fake: FakeAnswer) -> FakeAnswe
     """`put` as `setattr` or monkeypatch.setattr."""
     put(coremat.lmms_model, "answering", fake.answering)
     return fake
-
-
-if __name__ == "__main__":
-    from coremat.tasks.runner import evaluate
-
-    install(setattr, FakeAnswer(pause=0.2))
-    evaluate(FAKE, TASKS, METHODS, limit=int(sys.argv[2]), batch_size=4, output=Path(sys.argv[1]))

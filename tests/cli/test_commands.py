@@ -91,7 +91,9 @@ def test_table_3_takes_a_bench_and_an_evaluation(run: Run, tmp_path: Path) -> No
     step = {"decoder": "graph", "batch_size": 1, "layers": 2, "prompt_tokens": 610, "new_tokens": 64}
     row = BenchRow(method="dense", phase="decode", samples_ms=(10.0,), **step)
     BenchRecord("m", (row,), config={"weights": "random", "model_layers": 2}).write(tmp_path / "bench")
-    Record("m", (Row(method="dense", task="gqa", metric="exact_match", score=50.0, samples=1),)).write(tmp_path / "eval")
+    Record("m", (Row(method="dense", task="gqa", metric="exact_match", score=50.0, samples=1),)).write(
+        tmp_path / "eval"
+    )
     both = ("--record", tmp_path / "bench", "--record", tmp_path / "eval", "--format", "csv")
     code, out, _ = run("table", 3, *both)
     assert code == 0

@@ -129,7 +129,7 @@ def test_no_flops_no_note_on_them():
 def test_notes_say_what_went_wrong_and_what_is_unlike_the_paper():
     broken = [{"task": "shapes", "doc_id": doc_id, "reason": "cut short"} for doc_id in (5, 9, 12, 40)]
     notes = {"vqav2": "here validation"}
-    table = eval_table(record(FULL, skipped={"fastv": "no."}, broken=broken, smaller_batches=12, notes=notes))
+    table = eval_table(record(FULL, skipped={"fastv": "no."}, broken=broken, in_smaller_batches=12, notes=notes))
     assert table.notes[3:] == (
         "fastv skipped: no.",
         "images or videos that could not be read, and count as wrong: 4 (shapes 5, shapes 9, shapes 12, ...).",
@@ -141,7 +141,7 @@ def test_notes_say_what_went_wrong_and_what_is_unlike_the_paper():
 
 
 def test_a_run_without_incidents_has_no_notes_on_them():
-    assert len(eval_table(record(FULL, skipped={}, broken=[], smaller_batches=0, notes={})).notes) == 3
+    assert len(eval_table(record(FULL, skipped={}, broken=[], in_smaller_batches=0, notes={})).notes) == 3
 
 
 def test_points_are_not_called_per_cent():

@@ -175,8 +175,8 @@ def test_batches_that_do_not_fit_change_no_answer_and_are_counted(
     samples, before = read_samples(tmp_path / "narrow"), read_samples(tmp_path / "whole")
     assert samples.drop(columns="smaller_batch").equals(before.drop(columns="smaller_batch"))
     assert not before.smaller_batch.any()
-    assert samples.smaller_batch.sum() == narrow.config["smaller_batches"] == 4 * len(TASKS) * len(METHODS) * 2
-    assert whole.config["smaller_batches"] == 0
+    assert samples.smaller_batch.sum() == narrow.config["in_smaller_batches"] == 4 * len(TASKS) * len(METHODS) * 2
+    assert whole.config["in_smaller_batches"] == 0
 
 
 def test_one_question_that_does_not_fit_stops_the_run_and_keeps_its_answers(

@@ -1,6 +1,8 @@
 """One run in several processes: the same answers and tables as in one, and how it ends where one of them does."""
 
 import shutil
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class Told:
 def answer(rank: int, output: Path, fail_after: tuple[int, ...] = (), **changes: Any) -> Told:
     """The run as `rank` of the environment has it; it fails after so many batches of its own."""
     told = Told()
+    torch.set_num_threads(1)  # they stand in the record
     stop = {"fail_after": fail_after[rank], "error": RuntimeError("stopped")} if fail_after else {}
     fake = install(setattr, FakeAnswer(**stop))
     told.record = evaluate(FAKE, TASKS, METHODS, LIMIT, BATCH, output=output, progress=told.steps.append, **changes)
@@ -48,9 +51,12 @@ def answer(rank: int, output: Path, fail_after: tuple[int, ...] = (), **changes:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process."""
     folder = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         install(patch.setattr, FakeAnswer())
         evaluate(FAKE, TASKS, METHODS, LIMIT, BATCH, output=folder)
+    torch.set_num_threads(threads)
     return folder
 
 
@@ -171,7 +177,7 @@ def first(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     """Rank 0 of two, whose other one does what a test does to the store."""
     one = Ranks.__new__(Ranks)
     one.store, one.rank, one.world, one.device = HashStore(), 0, 2, "cpu"
-    one.seen = one.turns = 0
+    one.seen, one.turns, one.through = 0, 0, threading.Event()
     monkeypatch.setattr(ranks, "POLL_SECONDS", 0.01)
     return one
 
@@ -182,21 +188,47 @@ def test_the_first_rank_counts_for_all(first: Ranks) -> None:
     assert [first.count(2), first.count(0)] == [5, 0]
 
 
-def test_the_first_rank_waits_for_the_others_and_shows_how_far_they_are(first: Ranks) -> None:
+def test_the_first_rank_waits_for_the_other_and_shows_how_far_it_is(first: Ranks) -> None:
     shown: list[int] = []
 
     def show(new: int) -> None:
         shown.append(new)
-        first.store.add(ranks.ANSWERS if len(shown) < 4 else ranks.DONE, 1)
+        if len(shown) < 4:
+            first.store.add(ranks.ANSWERS, 1)
+        else:
+            first.store.set(f"{ranks.DONE}/1", "yes")
 
     first.finish(show)
     assert shown == [0, 1, 1, 1, 0]
 
 
-def test_silence_is_not_waited_for_without_end(first: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_died_on_another_machine_is_not_waited_for(
+    first: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be slow for any time, as long as there is its pulse."""
     monkeypatch.setattr(ranks, "SILENCE_SECONDS", 0.3)
-    with pytest.raises(RankError, match="1 of 2 processes have answered nothing for"):
-        first.finish(lambda new: None)
+    shown: list[int] = []
+
+    def show(new: int) -> None:
+        shown.append(new)
+        if len(shown) < 60:
+            first.store.add(f"{ranks.PULSE}/1", 1)
+
+    with pytest.raises(RankError, match=r"^rank 1 has given no sign of life for 0.3 seconds; the answers made so far"):
+        first.finish(show)
+    assert len(shown) > 60
+
+
+def test_a_rank_has_a_pulse_until_it_is_through(first: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "PULSE_SECONDS", 0.01)
+    pulse = threading.Thread(target=first._beat, args=(first.store,))
+    pulse.start()
+    while first.store.add(f"{ranks.PULSE}/0", 0) < 3:
+        time.sleep(0.01)
+    first.world = 1
+    first.finish(lambda new: None)
+    pulse.join(timeout=1)
+    assert not pulse.is_alive()
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,3 +91,9 @@ def test_a_broken_sample_has_a_score_and_no_costs() -> None:
     (row,) = make_rows([*LINES[1:3], broken], [Metric("dense", ("t",), "t", "accuracy", 1 / 3, 100.0)])
     assert row.samples == 3
     assert row.image_tokens == fmean(line["image_tokens"] for line in LINES[1:3])
+    broken |= {"broken": "no image", "answer": ""}
+    (_, row) = make_rows(
+        [*LINES[1:3], broken, *LINES[4:], broken | {"method": "core"}],
+        [Metric(method, ("t",), "t", "accuracy", 1 / 3, 100.0) for method in ("dense", "core")],
+    )
+    assert row.agreement_with_dense == 0, "x is not b and C not c; that neither could be asked is no agreement"

@@ -4,16 +4,12 @@ import dataclasses
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fake_answers
 import pytest
 from fake_answers import FAKE, METHODS, TASKS, FakeAnswer, install
 from huggingface_hub import constants
@@ -134,26 +130,6 @@ def test_a_stopped_run_keeps_its_answers_and_goes_on(
 def assert_same(folder: Path, whole: Path) -> None:
     for name in ("samples.jsonl", "record.json", "table.md", "table.csv", "table.tex"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
-
-
-def test_killed_and_started_again_it_ends_with_the_same_table(whole: Path, tmp_path: Path, fake: FakeAnswer) -> None:
-    output = tmp_path / "out"
-    command = [sys.executable, fake_answers.__file__, str(output), str(LIMIT)]
-    killed = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-    journal = output / "samples.jsonl"
-    while not journal.exists() or len(journal.read_bytes().splitlines()) < 12:
-        assert killed.poll() is None, killed.stderr and killed.stderr.read().decode()
-        time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    done = len(read_samples(output))
-    assert 12 <= done < 40
-    with journal.open("ab") as file:  # what a kill in the middle of a write leaves
-        file.write(b'{"method": "corematching", "task": "sha')
-    run(output)
-    assert sum(map(len, fake.asked)) == 40 - done
-    assert_same(output, whole)
 
 
 def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, fake: FakeAnswer, monkeypatch: pytest.MonkeyPatch) -> None:
