@@ -32,7 +32,9 @@ CPU = torch.device("cpu")
 
 
 def run_cases(cases: Path, **environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", str(cases)]
+    # Interpreted kernels call Python's compiler at every step, which pytest's own way with `assert` slows down.
+    plain = ("--assert=plain", "--noconftest", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *plain, str(cases)]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=clean | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
