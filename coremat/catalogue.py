@@ -91,3 +91,11 @@ KNOWN_MODELS = {
         KnownModel("smolvlm", "HuggingFaceTB/SmolVLM-Instruct", 2_246_272_880, _TILES.format(81)),
     )
 }
+
+
+def known_name(model: str) -> str:
+    """The known name of a model that may be given as a hub id, or as a folder called like it; as it is otherwise."""
+    names = {known.checkpoint: known.name for known in KNOWN_MODELS.values()}
+    folders = {checkpoint.rpartition("/")[2]: name for checkpoint, name in names.items() if checkpoint}
+    last = Path(model).name
+    return names.get(model) or folders.get(last) or (last if last in KNOWN_MODELS else model)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from coremat.catalogue import known_name
 from coremat.errors import ConfigError
 from coremat.frames import Clip, read_clip
 
@@ -96,9 +97,9 @@ def reading_of(
 ) -> Reading:
     """The way in which a model was evaluated by its authors, where that is known, with what is asked for otherwise.
 
-    system: auto, none, vicuna, or a sentence.
+    model: a known name, or its hub id or a folder called like either. system: auto, none, vicuna, or a sentence.
     """
-    own = EVALUATED.get(model, Reading())
+    own = EVALUATED.get(known_name(model), Reading())
     if system != "auto":
         own = replace(own, system=SYSTEMS.get(system, system))
     if square is not None:

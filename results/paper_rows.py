@@ -38,7 +38,8 @@ def _found(table: PaperTable, record: AnyRecord, columns: Columns) -> list[Cells
     if table.number == COST_TABLE:
         return []
     measured = _MEASURE[table.number](table, record, columns)
-    return [{"source": MEASURED, "model": record.model, **cells} for cells in measured]
+    model = record.config.get("known_as", record.model)  # it may have been loaded from a folder
+    return [{"source": MEASURED, "model": model, **cells} for cells in measured]
 
 
 # --- scores ----------------------------------------------------------------------------------------------

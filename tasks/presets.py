@@ -6,10 +6,9 @@ no budgets, so each method there has its own. Tables 1 and 3 are of no task that
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
-from coremat.catalogue import KNOWN_MODELS
+from coremat.catalogue import KNOWN_MODELS, known_name
 from coremat.errors import ConfigError, UnknownNameError
 from coremat.methods import METHODS
 from coremat.results.paper import VIDEO_TABLE, PaperTable, paper_table
@@ -43,14 +42,6 @@ def preset_of(name: str, model: str) -> Preset:
     methods = filter(None, map(_typed, rows))
     tasks = (COLUMN_TASKS[column] for column in table.tasks)
     return Preset(tuple(dict.fromkeys(tasks)), tuple(dict.fromkeys(methods)))
-
-
-def known_name(model: str) -> str:
-    """The known name of a model that may be given as a hub id, or as a folder called like it; as it is otherwise."""
-    names = {known.checkpoint: known.name for known in KNOWN_MODELS.values()}
-    folders = {checkpoint.rpartition("/")[2]: name for checkpoint, name in names.items() if checkpoint}
-    last = Path(model).name
-    return names.get(model) or folders.get(last) or (last if last in KNOWN_MODELS else model)
 
 
 def models_in(table: PaperTable) -> list[str]:

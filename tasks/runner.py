@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coremat import __version__, flops
+from coremat.catalogue import known_name
 from coremat.config import SparsityConfig
 from coremat.environment import environment
 from coremat.loading import LoadedModel
@@ -89,6 +90,7 @@ def _identity(
     """What makes two runs the same run."""
     return {
         "model": loaded.name,
+        "known_as": known_name(loaded.name),
         "tasks": [info.name for info in infos],
         "methods": {name: config.as_dict() for name, config in methods.items()},
         "limit": limit,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from coremat.catalogue import BUNDLED, KNOWN_MODELS, KnownModel
+from coremat.catalogue import BUNDLED, KNOWN_MODELS, KnownModel, known_name
 from coremat.profile.model_size import ModelSize
 from coremat.profile.pictures import PICTURES, picture_of
 from coremat.profile.random_weights import bare_model
@@ -117,3 +117,17 @@ def test_all_shards_have_to_be_here(cache: Path) -> None:
     assert not KNOWN.is_here
     (cache / shards["b"]).write_text("")
     assert KNOWN.is_here
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("llava-1.5-7b", "llava-1.5-7b"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-1.5-7b"),
+        ("/data/llava-1.5-7b-hf", "llava-1.5-7b"),
+        ("models/qwen2.5-vl-7b", "qwen2.5-vl-7b"),
+        ("/data/mine", "/data/mine"),
+    ],
+)
+def test_a_model_by_any_of_its_names(given, name):
+    assert known_name(given) == name

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"coremat": "coremat", "cli": "coremat.cli", "tasks": "coremat.tasks", "results": "coremat.results"}
 LEVELS = [
     {"coremat.errors", "coremat.progress", "coremat.undo", "coremat.frames", "coremat.window"},
-    {"coremat.config", "coremat.reading", "coremat.catalogue"},
+    {"coremat.config", "coremat.catalogue"},
+    {"coremat.reading"},
     {
         "coremat.core_neurons",
         "coremat.projection",

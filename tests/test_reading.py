@@ -14,6 +14,7 @@ MEAN = (0.0, 0.5, 1.0)
 
 def test_llava_is_read_as_it_was_evaluated_and_others_by_themselves():
     assert reading_of("llava-1.5-7b") == reading_of("llava-1.5-13b") == Reading(system=VICUNA, square=True)
+    assert reading_of("/models/llava-1.5-7b-hf") == reading_of("llava-hf/llava-1.5-7b-hf") == reading_of("llava-1.5-7b")
     assert reading_of("shapes-llava") == reading_of("some/checkpoint") == Reading()
 
 

@@ -524,3 +524,10 @@ def assert_fits(table: Table) -> None:
     assert max(map(len, lines)) <= 120
     words = ("paper ", "measured ", "projected ", "difference ")
     assert sum(line.startswith(words) for line in lines) == len(table.rows)
+
+
+def test_a_model_from_a_folder_stands_beside_the_papers_of_that_name() -> None:
+    record = replace(RECORD, model="/models/llava-1.5-7b-hf", config={**RECORD.config, "known_as": "llava-1.5-7b"})
+    frame = beside_frame(2, [record])
+    assert ours(frame)[0]["model"] == "llava-1.5-7b"
+    assert ours(frame, "difference")[0]["gqa"] == pytest.approx(62.34 - 61.9)

@@ -17,7 +17,7 @@ from coremat.results.tables import FORMS, render
 from coremat.tasks.catalogue import GROUPS, TASKS
 from coremat.tasks.plan import Pace, make_plan, pace
 from coremat.tasks.plan_tables import methods_table, tasks_table
-from coremat.tasks.presets import PRESETS, known_name, models_in, preset_of
+from coremat.tasks.presets import PRESETS, models_in, preset_of
 
 # --- presets ---------------------------------------------------------------------------------------------
 
@@ -46,20 +46,6 @@ def test_tasks_are_those_of_the_group(name):
         assert preset.tasks == GROUPS.get(name, ("sciqa", "vqav2", "gqa", "vizwiz", "textvqa", "pope", "mme", "mmvet"))
         assert {column for task in preset.tasks for column in TASKS[task].columns.values()} == set(table.tasks)
         assert all(parse_method(method) for method in preset.methods)
-
-
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ("llava-1.5-7b", "llava-1.5-7b"),
-        ("llava-hf/llava-1.5-7b-hf", "llava-1.5-7b"),
-        ("/data/llava-1.5-7b-hf", "llava-1.5-7b"),
-        ("models/qwen2.5-vl-7b", "qwen2.5-vl-7b"),
-        ("/data/mine", "/data/mine"),
-    ],
-)
-def test_a_model_by_any_of_its_names(given, name):
-    assert known_name(given) == name
 
 
 def test_a_model_that_the_table_has_not_is_refused():
