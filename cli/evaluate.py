@@ -108,15 +108,14 @@ def evaluate(
     judge = _judge(judge_url, judge_model, folder)
     reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
     say = console.say if is_first() else _nothing
-    if not launched():
-        say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
-        say(f"questions and images are read: {reading.in_words}")
-        if judge:
-            judge.probe()
-        if num_processes > 1:
-            with _stopping(folder, say):
-                _in_processes(num_processes, folder)
-            return
+    if num_processes > 1 and not launched():
+        with _stopping(folder, say):
+            _in_processes(num_processes, folder)
+        return
+    say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
+    say(f"questions and images are read: {reading.in_words}")
+    if judge and is_first():
+        judge.probe()
     loaded = load(model, own_device(device), dtype, reading)
     configs, skipped = runnable(loaded.model, loaded.prune_layer, specs, image_tokens)
     with _stopping(folder, say), console.progress(shown=is_first()) as bar:
