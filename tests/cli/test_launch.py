@@ -19,7 +19,7 @@ from coremat.cli.launch import _order, _sentence, work
 from coremat.errors import DataError, UnknownNameError
 from coremat.results.record import Record
 
-PATIENCE = 90  # seconds: the launcher itself gives a rank 30 to end, which a disk that is slow to sync may use up
+PATIENCE = 60  # seconds: the launcher itself gives a rank 30 to end
 GOES_ON = "the answers made so far are kept, and the same command with --output out goes on"
 ARGUMENTS = ("eval", "--methods", "dense,corematching", "--batch-size", "2", "--output", "out")
 
@@ -35,6 +35,7 @@ def command(folder: Path, processes: int, limit: int, **environment: str) -> Ite
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -42,6 +43,11 @@ def command(folder: Path, processes: int, limit: int, **environment: str) -> Ite
             yield process
         finally:
             process.kill()
+
+
+def heed_interrupts() -> None:
+    """A shell lets what it starts in the background ignore them, and whatever that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def last_words(said: str) -> str:
