@@ -15,6 +15,7 @@ Anything else that is raised is a fault of coremat and keeps its traceback.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 SHOWN = 30  # known names that an error message lists
@@ -70,3 +71,8 @@ class OutputError(CorematError):
 
 class RankError(CorematError):
     """A process of a run in several has ended before its time."""
+
+
+def first_sentence(error: BaseException) -> str:
+    """What another library says of an error, for use within a sentence of our own."""
+    return re.split(r"\n|\. ", str(error).strip())[0].rstrip(".") or type(error).__name__

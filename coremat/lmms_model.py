@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 from coremat import __version__
 from coremat.config import SparsityConfig
-from coremat.errors import ConfigError, DataError, UnsupportedError
+from coremat.errors import ConfigError, DataError, UnsupportedError, first_sentence
 from coremat.inference import Answer, Answerer, answering
 from coremat.loading import LoadedModel, load
 from coremat.methods import method_config
@@ -177,7 +177,7 @@ class CoreMatchingLmms(lmms):
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            reason = _first_sentence(error)
+            reason = first_sentence(error)
         if len(questions) == 1:
             question = questions[0]
             raise UnsupportedError(f"memory ran out on question {question.doc_id} of {question.task} alone: {reason}")
@@ -255,10 +255,6 @@ def out_of_memory(error: BaseException) -> bool:
     """A device says so by a class of its own, its libraries and a host's allocator in words."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(words in str(error) for words in NO_MEMORY)
-
-
-def _first_sentence(error: BaseException) -> str:
-    return re.split(r"\n|\. ", str(error).strip())[0].rstrip(".") or type(error).__name__
 
 
 def _whole(batch_size: int | str) -> int:

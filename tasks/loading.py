@@ -1,7 +1,6 @@
 """From a task's name to lmms-eval's task with its data: with the paper's protocol, from the hub or a local copy."""
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coremat.errors import ConfigError, CorematError, DataError, UnsupportedError
+from coremat.errors import ConfigError, CorematError, DataError, UnsupportedError, first_sentence
 from coremat.tasks.catalogue import TASKS, TaskInfo
 from coremat.tasks.judging import loadable
 from coremat.tasks.local_data import local_datasets
@@ -42,7 +41,8 @@ def load_task(info: TaskInfo, limit: int | float | None, data_root: Path | None 
 
     manager = TaskManager(include_path=[str(info.folder)], include_defaults=False, model_name="coremat")
     try:
-        with local_datasets(data_root), loadable(), _fetching_once(info), _first_image_unseen():
+        splits = info.data.splits if info.data else ()
+        with local_datasets(data_root, splits), loadable(), _fetching_once(info), _first_image_unseen():
             asked = [_asked(info, name, data_root) for name in info.tasks]
             found = get_task_list(manager.load_task_or_group(asked, "chat"))
     except ModuleNotFoundError as error:
@@ -105,11 +105,10 @@ def _first_image_unseen() -> Iterator[None]:
 
 
 def _not_here(info: TaskInfo, dataset: str, error: Exception) -> str:
-    reason = re.split(r"\n|\. ", str(error).strip())[0].rstrip(".") or type(error).__name__
     size = f" ({info.data.readable_size})" if info.data and info.data.size else ""
     advice = f"; with a hub: coremat data fetch --tasks {info.name} --data-root DIR" if info.data else ""
     needed = f"task {info.name} needs the dataset {dataset}{size}"
-    return f"{needed}, which is not here and can't be fetched: {reason}{advice}"
+    return f"{needed}, which is not here and can't be fetched: {first_sentence(error)}{advice}"
 
 
 def check_limit(limit: int | float | None) -> None:

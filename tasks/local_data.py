@@ -43,11 +43,12 @@ class Missing:
 
 
 @contextmanager
-def local_datasets(root: Path | None) -> Iterator[None]:
+def local_datasets(root: Path | None, splits: Sequence[str] = ()) -> Iterator[None]:
     """While this lasts, `datasets.load_dataset` finds hub ids under `root` and nowhere else; None changes nothing.
 
-    It must be entered before a task is loaded: lmms-eval's modules take the function over by name. Files and
-    builders that a YAML names by path are no hub ids, and stay what they are.
+    splits: all that is loaded of each dataset, however much of it is there; none named: everything. It must be entered
+    before a task is loaded: lmms-eval's modules take the function over by name. Files and builders that a YAML names by
+    path are no hub ids, and stay what they are.
     """
     import datasets
 
@@ -59,7 +60,7 @@ def local_datasets(root: Path | None) -> Iterator[None]:
     def load(path: str, name: str | None = None, *args: Any, **options: Any) -> Any:
         if path in BUILDERS.values() or Path(path).is_absolute():
             return everywhere(path, name, *args, **options)
-        return _load(everywhere, root, path, name or "", options.get("split"))
+        return _load(everywhere, root, path, name or "", options.get("split"), splits)
 
     datasets.load_dataset = load
     try:
@@ -68,11 +69,11 @@ def local_datasets(root: Path | None) -> Iterator[None]:
         datasets.load_dataset = everywhere
 
 
-def _load(everywhere: Any, root: Path, path: str, config: str, split: str | None) -> Any:
+def _load(everywhere: Any, root: Path, path: str, config: str, split: str | None, splits: Sequence[str]) -> Any:
     folder = root / path
     if path in OWN_DATASETS:
         return OWN_DATASETS[path](folder)
-    files = files_of(folder, config)
+    files = {name: found for name, found in files_of(folder, config).items() if not splits or name in splits}
     if not files:
         part = f" of its config {config}" if config else ""
         raise DataError(f"there are no files{part} of the dataset {path} under {root}")

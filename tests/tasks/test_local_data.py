@@ -68,6 +68,14 @@ def test_files_that_say_how_many_they_are(tmp_path: Path, there: tuple[int, ...]
             assert datasets.load_dataset("a/b", split="test").num_rows == 3
 
 
+def test_only_the_splits_that_are_asked_are_loaded(tmp_path: Path) -> None:
+    """What else is there may be large, or there in part."""
+    write(tmp_path / "a" / "b" / "data" / "test-00000-of-00001.parquet", rows=2)
+    write(tmp_path / "a" / "b" / "data" / "train-00000-of-00007.parquet")
+    with local_datasets(tmp_path, ["test"]):
+        assert datasets.load_dataset("a/b").num_rows == {"test": 2}
+
+
 def test_what_is_not_there_is_never_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the network was reached for")
