@@ -95,6 +95,7 @@ def evaluate(
     from coremat.loading import load
     from coremat.reading import reading_of
     from coremat.tasks.catalogue import resolve_tasks
+    from coremat.tasks.judging import require_judge
     from coremat.tasks.local_data import require
     from coremat.tasks.ranks import is_first, launched, own_device
     from coremat.tasks.runner import evaluate as run_evaluation
@@ -106,6 +107,7 @@ def evaluate(
         require(data_root, infos)
     folder = output or Path("coremat-runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     judge = _judge(judge_url, judge_model, folder)
+    require_judge(infos, judge)
     reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
     say = console.say if is_first() else _nothing
     if num_processes > 1 and not launched():

@@ -77,6 +77,11 @@ class TaskInfo:
     unlike: str = ""
 
     @property
+    def needs_judge(self) -> bool:
+        """Without one it has no score at all."""
+        return self.judge and all(score.metric != "exact_match" for score in self.scores)
+
+    @property
     def columns(self) -> dict[str, str]:
         """The paper's column of each metric that has one."""
         return {score.metric: score.column for score in self.scores if score.column}

@@ -11,13 +11,14 @@ its own: what is replaced is found through the function that will call it.
 import copy
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from coremat.errors import ConfigError, UnsupportedError
+from coremat.tasks.catalogue import TaskInfo
 from coremat.tasks.judge import KEY_VARIABLE, NO_KEY, Judge, Messages
 from coremat.tasks.judge_calls import asks_judge, scoring_functions
 from coremat.undo import replace_method
@@ -26,6 +27,14 @@ GRADE_TOKENS = 128  # the lengths of a verdict are those that lmms-eval asks for
 REVIEW_TOKENS = 64
 OPTION_TOKENS = 256
 MOST_SCORE = 5
+NO_JUDGE = "task {} is graded by a judge: give --judge-url and --judge-model"
+
+
+def require_judge(tasks: Iterable[TaskInfo], judge: Judge | None) -> None:
+    """ConfigError for the first of these that has no score without a judge, where there is none."""
+    for task in tasks:
+        if task.needs_judge and judge is None:
+            raise ConfigError(NO_JUDGE.format(task.name))
 
 
 def check_judge(name: str, task: Any, judge: Judge | None) -> None:
@@ -38,7 +47,7 @@ def check_judge(name: str, task: Any, judge: Judge | None) -> None:
             f"those that coremat makes safe are {', '.join(JUDGED)}"
         )
     if judge is None:
-        raise ConfigError(f"task {name} is graded by a judge: give --judge-url and --judge-model")
+        raise ConfigError(NO_JUDGE.format(name))
 
 
 @contextmanager

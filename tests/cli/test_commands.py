@@ -275,3 +275,10 @@ def test_the_reading_is_in_the_record(run: Run, tmp_path: Path) -> None:
     code, _, err = run("eval", *options)
     assert code == 0, err
     assert Record.read(tmp_path).config["reading"]["square"] is True
+
+
+def test_a_task_that_needs_a_judge_says_so_before_a_model_is_loaded(run: Run) -> None:
+    said = refused(run("eval", "--model", "no/model", "--tasks", "gqa,activitynet-qa"))
+    assert said == "error: task activitynet-qa is graded by a judge: give --judge-url and --judge-model"
+    said = refused(run("eval", "--model", "no/model", "--tasks", "msvd-qa"))
+    assert "no/model" in said, "it has a score without one"
