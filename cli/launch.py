@@ -134,7 +134,7 @@ def work(arguments: list[str]) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         code = record(app)(arguments, standalone_mode=False)
-    except Exception:
+    except Exception:  # which `record` has written down for the launcher
         code = 1
     sys.exit(code or 0)
 
