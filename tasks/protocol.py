@@ -107,7 +107,6 @@ _CHANGES: Mapping[str, Callable[[Path | None], dict[str, Any]]] = {
     "textvqa_val": _textvqa,
     "mmvet": _mmvet,
     "mmbench_en_dev_static": _mmbench,
-    "mmbench_en_dev": _mmbench,
     "seedbench": _seed,
     "gqa": _gqa,
     "activitynetqa": _activitynet,
