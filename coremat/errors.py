@@ -42,7 +42,8 @@ class UnknownNameError(CorematError):
         close = difflib.get_close_matches(self.name.lower(), self.known, n=1)
         guess = f"did you mean {close[0]!r}? " if close else ""
         rest = f", ... ({len(self.known)} in all)" if len(self.known) > SHOWN else ""
-        return f"unknown {self.kind} {self.name!r}: {guess}known are {', '.join(self.known[:SHOWN])}{rest}"
+        shown = ", ".join(self.known[:SHOWN]) or "none"
+        return f"unknown {self.kind} {self.name!r}: {guess}known are {shown}{rest}"
 
 
 class ModelError(CorematError):

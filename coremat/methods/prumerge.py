@@ -11,48 +11,94 @@ PruMerge+ is at least one place (theirs is zero, and fails, when more than a thi
 stays nothing is merged. A tower without a class token gives the attention that each patch receives.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch.nn import functional
 
-from coremat.core_tokens import budget as places_of
-from coremat.core_tokens import highest
-from coremat.methods.reduction import Reduction, VisionView, attention_on_patches
-from coremat.methods.uniform import centres
+from coremat.methods.base import Method, Reduction, Stage
+from coremat.methods.common.attention import class_attention
+from coremat.methods.common.grid import centres
+from coremat.methods.common.picks import highest
+from coremat.methods.options import Budget, Count, Positions
+from coremat.methods.views import ImageView
 
-LAYER = -1  # of the tower: whose queries and keys are needed
-NEIGHBOURS = 32  # that are merged into each chosen token
 
-
-def prumerge(view: VisionView, budget: int | float | str, plus: bool = False) -> Reduction:
-    """Choose tokens, add to each its nearest neighbours, and gather what was dropped in one extra token.
-
-    budget: "knee" (the authors' own count, the extra token beyond it), "all", or a count or share that the extra token
-    is part of; with a budget of one there is none. `plus`: PruMerge+.
+@dataclass(frozen=True, kw_only=True)
+class PruMerge(Method):
+    """tokens: "knee" (the authors' own count, the extra token beyond it), or a count or share that the extra token is
+    part of; with a budget of one there is none. tower_layer: whose queries and keys are read, the last in the authors'
+    code. neighbours: merged into each chosen token. fence: interquartile ranges above the third quartile from which
+    attention is an outlier. positions: of the kept tokens.
     """
-    attention = _attention(view)
-    if budget == "knee":
-        chosen, extra = outliers(attention, plus), True
-    else:
-        count = places_of(1.0 if isinstance(budget, str) else budget, len(attention))
-        extra = 1 < count < len(attention)
-        chosen = fixed(attention, count - extra, plus)
-    if chosen.all():
-        return Reduction(chosen, view.features)
-    return _merge(view, attention, chosen, extra)
+
+    name: ClassVar[str] = "prumerge"
+    summary: ClassVar[str] = "PruMerge: outliers of the class token's attention; the others merged"
+    paper: ClassVar[str] = "Shang et al., ICCV 2025 (arXiv 2403.15388)"
+    departures: ClassVar[str] = "kept places ascend; at least one token is chosen; what stays whole is not merged"
+    needs: ClassVar[frozenset[str]] = frozenset({"class token"})
+    plus: ClassVar[bool] = False
+
+    tokens: Budget = "knee"
+    tower_layer: int = -1
+    neighbours: Count = 32
+    fence: float = 1.5
+    positions: Positions = "auto"
+
+    def stages(self, layers: int) -> Sequence[Stage]:
+        return () if self.tokens == "all" else (Stage(0, self.tokens, self.positions),)
+
+    def tower_layers(self) -> Sequence[int]:
+        return (self.tower_layer,)
+
+    def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
+        """Choose tokens, add to each its nearest neighbours, and gather what was dropped in one extra token."""
+        attention = self._attention(image)
+        if keep is None:
+            chosen, extra = outliers(attention, self.plus, self.fence), True
+        else:
+            extra = 1 < keep < len(attention)
+            chosen = fixed(attention, keep - extra, self.plus)
+        if chosen.all():
+            return Reduction(chosen)
+        return self._merged(image, attention, chosen, extra)
+
+    def _attention(self, image: ImageView) -> torch.Tensor:
+        tower = image.tower[self.tower_layer]
+        queries, keys = (rows.flatten(1)[:, None] for rows in (tower.queries, tower.keys))
+        return class_attention(queries, keys, len(image.features))[0]
+
+    def _merged(self, image: ImageView, attention: torch.Tensor, chosen: torch.Tensor, extra: bool) -> Reduction:
+        features, places = image.features.float(), chosen.nonzero()[:, 0]
+        near = nearest(image.tower[self.tower_layer].patch_keys.flatten(1), places, self.neighbours)
+        weights = attention.new_zeros(len(places), len(attention)).scatter_(1, near, attention[near])
+        merged_features, keep = image.features.clone(), chosen.clone()
+        merged_features[places] = (features[places] + weights @ features).to(merged_features.dtype)
+        if extra:
+            last = (~chosen).nonzero()[-1, 0]
+            merged_features[last] = ((attention * ~chosen) @ features).to(merged_features.dtype)
+            keep[last] = True
+        return Reduction(keep, merged_features)
 
 
-def _attention(view: VisionView) -> torch.Tensor:
-    queries, keys = (rows.flatten(1)[:, None] for rows in (view.queries, view.keys))
-    return attention_on_patches(queries, keys, len(view.features))[0]
+@dataclass(frozen=True, kw_only=True)
+class PruMergePlus(PruMerge):
+    """The options of PruMerge."""
+
+    name: ClassVar[str] = "prumerge+"
+    summary: ClassVar[str] = "PruMerge+: the same with places at even distances"
+    plus: ClassVar[bool] = True
 
 
-def outliers(attention: torch.Tensor, plus: bool) -> torch.Tensor:
-    """The n places above the third quartile by more than one and a half interquartile ranges. Returns bool [N].
+def outliers(attention: torch.Tensor, plus: bool, fence: float = 1.5) -> torch.Tensor:
+    """The n places above the third quartile by more than `fence` interquartile ranges. Returns bool [N].
 
     PruMerge+ adds those at every N / 3n-th place from the first one on, the last place excepted.
     """
     low, high = attention.quantile(attention.new_tensor([0.25, 0.75]))
-    count = max(1, int((attention > high + 1.5 * (high - low)).sum()))
+    count = max(1, int((attention > high + fence * (high - low)).sum()))
     chosen = highest(attention, count)
     if plus:
         chosen[: -1 : max(1, len(chosen) // (3 * count))] = True
@@ -71,21 +117,9 @@ def fixed(attention: torch.Tensor, count: int, plus: bool) -> torch.Tensor:
     return chosen
 
 
-def _merge(view: VisionView, attention: torch.Tensor, chosen: torch.Tensor, extra: bool) -> Reduction:
-    features, places = view.features.float(), chosen.nonzero()[:, 0]
-    near = neighbours(view.patch_keys.flatten(1), places)
-    weights = attention.new_zeros(len(places), len(attention)).scatter_(1, near, attention[near])
-    held, keep = view.features.clone(), chosen.clone()
-    held[places] = (features[places] + weights @ features).to(held.dtype)
-    if extra:
-        last = (~chosen).nonzero()[-1, 0]
-        held[last] = ((attention * ~chosen) @ features).to(held.dtype)
-        keep[last] = True
-    return Reduction(keep, held)
-
-
-def neighbours(keys: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The other tokens nearest to each of `places` [T] by the cosine of keys [N, C], chosen or not: int64 [T, 32]."""
+def nearest(keys: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` other tokens nearest to each of `places` [T] by the cosine of keys [N, C], chosen or not: int64
+    [T, count], or fewer where there are fewer."""
     unit = functional.normalize(keys, dim=-1)
     cosine = (unit[places] @ unit.T).scatter_(1, places[:, None], -torch.inf)
-    return cosine.sort(dim=1, descending=True, stable=True).indices[:, : min(NEIGHBOURS, len(keys) - 1)]
+    return cosine.sort(dim=1, descending=True, stable=True).indices[:, : min(count, len(keys) - 1)]

@@ -9,54 +9,100 @@ the first dropped place. Where every token stays nothing is merged, and no class
 token gives the attention that each patch receives, and all dominant tokens are patches.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch.nn import functional
 
-from coremat.core_tokens import budget as places_of
-from coremat.core_tokens import highest
-from coremat.methods.reduction import Reduction, VisionView, attention_on_patches
+from coremat.errors import ConfigError
+from coremat.methods.base import Method, Reduction, Stage
+from coremat.methods.common.defaults import NINTH
+from coremat.methods.common.picks import highest
+from coremat.methods.options import Count, FixedBudget, Positions
+from coremat.methods.views import ImageView, TowerView
 
-LAYER = -2  # of the tower: whose queries and keys are needed
 
-
-def split(count: int) -> tuple[int, int]:
-    """How many of `count` tokens are dominant, the class token among them, and how many contextual.
-
-    The published pairs (162 + 30, 108 + 20, 54 + 10) are all 27 : 5; contextual ones are rounded down.
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(Method):
+    """tokens: a count or a share, of which 27 : 5 are dominant and contextual (a ninth by default). dominant,
+    contextual: both counts, in place of `tokens` (the published pairs: 162 + 30, 108 + 20, 54 + 10; the code's
+    defaults: 191 + 30); several images share them out. tower_layer: whose attention and keys are read. positions: of
+    the kept tokens.
     """
-    contextual = count * 5 // 32
-    return count - contextual, contextual
+
+    name: ClassVar[str] = "visionzip"
+    summary: ClassVar[str] = "VisionZip: dominant tokens and merged contextual ones"
+    paper: ClassVar[str] = "Yang et al., CVPR 2025 (arXiv 2412.04467)"
+    departures: ClassVar[str] = "kept places ascend; the class token's feature takes the first dropped place"
+    needs: ClassVar[frozenset[str]] = frozenset({"class token"})
+
+    tokens: FixedBudget | None = None
+    dominant: Count | None = None
+    contextual: int | None = None
+    tower_layer: int = -2
+    positions: Positions = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.dominant is None) != (self.contextual is None):
+            raise ConfigError(
+                f"dominant is {self.dominant} and contextual {self.contextual}; accepted: both counts, or neither."
+            )
+        if self.contextual is not None and self.contextual < 0:
+            raise ConfigError(f"contextual is {self.contextual}; accepted: a whole number, at least 0.")
+        if self.whole_pair and self.tokens not in (None, self.whole_pair):
+            raise ConfigError(
+                f"tokens is {self.tokens} beside {self.dominant} dominant and {self.contextual} contextual ones; "
+                f"accepted: {self.whole_pair}, or leave it out."
+            )
+
+    def stages(self, layers: int) -> Sequence[Stage]:
+        return (Stage(0, self.whole_pair or self.tokens or NINTH, self.positions),)
+
+    def tower_layers(self) -> Sequence[int]:
+        return (self.tower_layer,)
+
+    def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
+        """Exactly `keep` places: dominant patches, the class token's feature, contextual tokens."""
+        count, patches, tower = keep or 0, len(image.features), image.tower[self.tower_layer]
+        if count == patches:
+            return Reduction(torch.ones(patches, dtype=torch.bool, device=image.features.device))
+        dominant, contextual = self.split(count)
+        own = image.class_token if dominant else None
+        chosen = highest(tower.attention().sum(0), dominant - (own is not None))
+        merged_features = image.features.clone()
+        if contextual:
+            rest = (~chosen).nonzero()[:, 0]
+            targets = rest[:: len(rest) // contextual][:contextual]
+            chosen[targets] = True
+            others = (~chosen).nonzero()[:, 0]
+            merged_features[targets] = merged(image.features, tower, targets, others).to(merged_features.dtype)
+        if own is not None:
+            first = (~chosen).nonzero()[0, 0]
+            merged_features[first] = own.to(merged_features.dtype)
+            chosen[first] = True
+        return Reduction(chosen, merged_features)
+
+    def split(self, count: int) -> tuple[int, int]:
+        """Of `count` tokens those that are dominant, the class token among them, and the contextual (rounded down)."""
+        contextual, whole = (5, 32) if self.dominant is None else (self.contextual or 0, self.whole_pair)
+        return count - count * contextual // whole, count * contextual // whole
+
+    @property
+    def whole_pair(self) -> int:
+        return (self.dominant or 0) + (self.contextual or 0)
 
 
-def visionzip(view: VisionView, budget: int | float) -> Reduction:
-    """Exactly `budget` places: dominant patches, the class token's feature, contextual tokens."""
-    patches = len(view.features)
-    count = places_of(budget, patches)
-    if count == patches:
-        return Reduction(torch.ones(patches, dtype=torch.bool, device=view.features.device), view.features)
-    dominant, contextual = split(count)
-    attention = attention_on_patches(view.queries, view.keys, patches).sum(0)
-    keep = highest(attention, dominant - (view.cls is not None))
-    held = view.features.clone()
-    if contextual:
-        rest = (~keep).nonzero()[:, 0]
-        targets = rest[:: len(rest) // contextual][:contextual]
-        keep[targets] = True
-        held[targets] = merged(view, targets, (~keep).nonzero()[:, 0]).to(held.dtype)
-    if view.cls is not None:
-        first = (~keep).nonzero()[0, 0]
-        held[first] = view.cls.to(held.dtype)
-        keep[first] = True
-    return Reduction(keep, held)
-
-
-def merged(view: VisionView, targets: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def merged(features: torch.Tensor, tower: TowerView, targets: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Each target plus the mean of the others that are most like it, by the cosine of keys averaged over heads.
 
-    A target that is nobody's stays as it is. targets: [C], others: [R], places. Returns float32 [C, channels].
+    A target that is nobody's stays as it is. features: [N, channels]; targets: [C], others: [R], places. Returns
+    float32 [C, channels].
     """
-    unit = functional.normalize(view.patch_keys.mean(1), dim=-1)
+    unit = functional.normalize(tower.patch_keys.mean(1), dim=-1)
     nearest = (unit[others] @ unit[targets].T).argmax(1)
     belongs = functional.one_hot(nearest, len(targets)).T.float()
-    features = view.features.float()
+    features = features.float()
     return features[targets] + belongs @ features[others] / belongs.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,66 @@
+"""How the weights of `down_proj` lie in memory: neuron by neuron while a model is sparse, as they were afterwards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+LONG = 256  # tokens from which the product is made the other way round
+
+
+class NeuronMajor:
+    """Lets the weight [H, F] of one `down_proj` be a view of memory [F, H], so that a neuron is a row and not a column.
+
+    Gathering columns reads a cache line for every number. Values, shape and the parameter stay. The memory is the
+    weight's own, so that what else points there (an older state_dict) is right again afterwards, and no memory is
+    added; only memory that other processes share, or that inference mode made, is left alone, and a copy used.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        self.weight, self._original = weight, weight.data
+        self._values: torch.Tensor | None = None  # while the memory is being rearranged
+        self._entered = False
+
+    @property
+    def is_needed(self) -> bool:
+        return not self.weight.T.is_contiguous()
+
+    @torch.inference_mode(False)  # whose tensors know no gradients: the model must not be left with such
+    def enter(self) -> None:
+        if not self._in_place:
+            self.weight.data = self._original.T.contiguous().T
+            return
+        self._values = self._original.clone()
+        memory = self._original.view(-1)
+        memory.copy_(self._values.T.reshape(-1))
+        self.weight.data = memory.view(self._values.T.shape).T
+        self._entered, self._values = True, None
+
+    @torch.inference_mode(False)
+    def leave(self) -> None:
+        """Also after an `enter` that was interrupted, and a second time."""
+        if self._entered and self._values is None:
+            self._values = self.weight.data.contiguous()
+        if self._values is not None:
+            self._original.copy_(self._values)
+        self.weight.data = self._original
+        self._entered, self._values = False, None
+
+    @property
+    def _in_place(self) -> bool:
+        data = self._original
+        shared = data.device.type == "cpu" and data.is_shared()
+        return data.is_contiguous() and not shared and not data.is_inference()
+
+
+def product(down: Any, plain: Callable) -> Callable:
+    """The forward of `down_proj`. On a CPU a product with many tokens is a fifth faster as (W xᵀ)ᵀ in this layout."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        if len(tokens) < LONG:
+            return plain(x)
+        out = torch.mm(down.weight, tokens.T).T.contiguous().view(*x.shape[:-1], -1)
+        return out if down.bias is None else out + down.bias
+
+    return forward

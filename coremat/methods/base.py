@@ -1,0 +1,203 @@
+"""What a pruning method is: a frozen dataclass whose fields are its options and whose overridden methods are its slots.
+
+    @dataclass(frozen=True, kw_only=True)
+    class ShortKeys(Method):
+        tokens: Budget = 0.25
+        prune_layer: Layer = 2
+
+        def stages(self, layers):
+            return (Stage(self.prune_layer, self.tokens),)
+
+        def score(self, stage, layer):
+            return -layer.keys.norm(dim=-1).mean(1)
+
+A method sees views of one batch (`coremat.methods.views`) and returns scores, indices or merged vectors. Modules,
+hooks, masks, caches, padding, beams, devices and positions are the session's (`coremat.runtime.session`). A slot that
+is not overridden is not hooked, not computed and not timed.
+
+Three option names have a meaning for all methods, for the command line fills them in: `tokens` (the budget of image
+tokens), `prune_layer` (decoder layers that see every token) and `seed` (of what is drawn at random).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar
+
+import torch
+
+from coremat.errors import ConfigError
+from coremat.ffn import SparseFFN
+from coremat.methods.options import Budget, EarlierCache, Knee, Positions, at_least, check_options, options_of
+from coremat.methods.registry import source_of
+from coremat.methods.views import ImageView, LayerView
+
+ANY_DEPTH = 1024  # decoder layers: for what a method is, whatever model it is applied to
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Image tokens are pruned once.
+
+    after: how many decoder layers have seen every token that is present; 0: at the decoder's input. keep: a count or a
+    share of the prompt's image tokens, "knee" (the method's own rule; for scores, those above the knee of the scores)
+    or "all". It is spent per sequence. positions: of the kept tokens from here on: "original", "restart" (counted anew
+    from 0), or "auto": restart where a position is one number. earlier_cache: "cut" drops the keys and values of pruned
+    tokens in the layers before too, "full" leaves them there. knee: "unsigned" (the paper: farthest from the chord on
+    either side) or "signed" (below the chord only).
+    """
+
+    after: Annotated[int, at_least(0)]
+    keep: Budget
+    positions: Positions = "original"
+    earlier_cache: EarlierCache = "cut"
+    knee: Knee = "unsigned"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Which places of an image stay, bool [N], and the features [N, C] that they hold from then on (dropped places hold
+    anything); features None: those that were there."""
+
+    keep: torch.Tensor
+    features: torch.Tensor | None = None
+
+
+class Method:
+    """Base of all methods. `name`: what is typed; `summary`, `paper`, `departures`: what `coremat list methods` prints;
+    `needs`: what a model has to have and not every family has, of `Adapter.provides` ("class token")."""
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    departures: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    timing_only: ClassVar[bool] = False  # its answers mean nothing
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def setup(self, model: Any) -> None:
+        """Once per `apply`, before anything is hooked. UnsupportedError for a model that it cannot prune."""
+
+    # --- image tokens -----------------------------------------------------------------------------------------------
+
+    def stages(self, layers: int) -> Sequence[Stage]:
+        """When image tokens are pruned in a decoder of that many layers, in order of their layers; (): never."""
+        return ()
+
+    def tower_layers(self) -> Sequence[int]:
+        """Layers of the vision tower whose queries and keys `before_projector` reads, as indices from either end."""
+        return ()
+
+    def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
+        """For a stage at 0: choose and merge the features of one image. keep: its share of the sequence's budget; None
+        where the budget is the method's own rule."""
+        raise NotImplementedError
+
+    def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
+        """The same on the embeddings of one image, behind the projector."""
+        raise NotImplementedError
+
+    def score(self, stage: Stage, layer: LayerView) -> torch.Tensor:
+        """[B, T]: a score for each token present; of the image tokens those with larger scores stay."""
+        raise NotImplementedError
+
+    def counted_by(self, stage: Stage, layer: LayerView) -> torch.Tensor | None:
+        """[B, T]: other scores whose knee says how many tokens stay; None: that of the scores themselves."""
+        return None
+
+    def recycle(self, stage: Stage, hidden: torch.Tensor, scores: torch.Tensor, keep: torch.Tensor) -> Reduction:
+        """Merge what one sequence drops. hidden [n, H], scores [n], keep bool [n]: of its n image tokens present.
+        Returns which places stay now, and what they hold: merged vectors take places that were dropped."""
+        raise NotImplementedError
+
+    # --- neurons ------------------------------------------------------------------------------------------------------
+
+    def neurons(self, layer: LayerView) -> torch.Tensor:
+        """int64 [B, m] ascending, or [1, m] for the whole batch: the neurons of this layer for the whole answer."""
+        raise NotImplementedError
+
+    def neuron_count(self, size: int) -> int:
+        """m of `neurons`, or the neurons that `decode_ffn` uses for a token, of an FFN of `size`."""
+        return size
+
+    def prefill_neurons_from(self) -> int | None:
+        """The first layer whose prefill, too, goes through the chosen neurons only; None: no layer."""
+        return None
+
+    def shares_neurons(self) -> bool:
+        """Whether `neurons` gives one set for the whole batch: a row's answer then depends on the other rows."""
+        return False
+
+    def decode_ffn(self, mlp: Any) -> SparseFFN:
+        """The FFN over `mlp` (`gate_proj`, `up_proj`, `down_proj`, `act_fn`) while decoding, where neurons are chosen
+        token by token."""
+        raise NotImplementedError
+
+    # --- the cache ----------------------------------------------------------------------------------------------------
+
+    def edit_cache(self, layer: LayerView) -> None:
+        """After each layer of the prefill: change `layer.keys` and `layer.values` in place."""
+        raise NotImplementedError
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    def takes(self, slot: str) -> bool:
+        """Whether the method overrides a slot of this class."""
+        return getattr(type(self), slot) is not getattr(Method, slot)
+
+    @property
+    def label(self) -> str:
+        """The name, or, for a class that has none, its own."""
+        return self.name or type(self).__name__
+
+    def pruning_stages(self, layers: int) -> list[Stage]:
+        """The stages that prune, in a decoder of that many layers. ConfigError for stages that cannot be."""
+        stages = [stage for stage in self._declared(layers) if stage.keep != "all"]
+        places = [stage.after for stage in stages]
+        if any(place >= layers for place in places):
+            raise ConfigError(
+                f"{self.label} prunes after {max(places)} decoder layers; accepted for this model of {layers} layers: "
+                f"1 to {layers - 1}."
+            )
+        if any(later <= before for before, later in pairwise(places)):
+            raise ConfigError(
+                f"{self.label} has stages after layers {places}; accepted: in ascending order, one for each layer."
+            )
+        return stages
+
+    def _declared(self, layers: int) -> Sequence[Stage]:
+        stages: Any = self.stages(layers)
+        if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage) for stage in stages):
+            raise ConfigError(f"the stages of {self.label} are {stages!r}; accepted: a tuple of Stage.")
+        return stages
+
+    @property
+    def prunes_tokens(self) -> bool:
+        return any(stage.keep != "all" for stage in self._declared(ANY_DEPTH))
+
+    @property
+    def prunes_neurons(self) -> bool:
+        return self.takes("neurons") or self.takes("decode_ffn")
+
+    @property
+    def before_the_decoder(self) -> bool:
+        """Whether tokens are chosen before the first decoder layer."""
+        return any(stage.after == 0 for stage in self._declared(ANY_DEPTH))
+
+    @property
+    def slot(self) -> str:
+        """Where it cuts, in words."""
+        tokens = ("before decoder" if self.before_the_decoder else "decoder layer") if self.prunes_tokens else ""
+        cuts = [cut for cut in (tokens, "neurons" if self.prunes_neurons else "") if cut]
+        return " and ".join(cuts) or ("cache" if self.takes("edit_cache") else "none")
+
+    def identity(self) -> dict[str, Any]:
+        """Name and options, as a record and the keys of answers hold them."""
+        own = {"name": self.label, "options": options_of(self)}
+        source = source_of(type(self))
+        return own if source is None else {**own, "source": source}

@@ -1,0 +1,1 @@
+"""Mathematics that several methods share, as functions on plain tensors."""

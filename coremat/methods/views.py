@@ -1,0 +1,175 @@
+"""What a method sees of a batch: plain tensors, most of them made only when they are first read.
+
+    LayerView   one decoder layer while it read the prompt: B sequences, of which T tokens each are present
+    ImageView   one image or video on its way to the decoder: N places
+    TowerView   one attention layer of the vision tower, for one image
+
+Padding is in no result: scores of what is not `valid` are never read.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from coremat.errors import UnsupportedError
+from coremat.methods.common.attention import attention_weights, class_attention
+
+Voters = Literal["all", "text", "last"]
+Rows = Literal["last"] | torch.Tensor
+
+
+class Lazy:
+    """Values that are made once, when they are first asked for."""
+
+    def __init__(self, parts: Mapping[str, Callable[[], Any]]) -> None:
+        self._parts, self._made = dict(parts), dict[Any, Any]()
+
+    def add(self, **parts: Callable[[], Any]) -> None:
+        """What can be seen from now on."""
+        self._parts.update(parts)
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """The value of that name; `make` is called the first time only."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def part(self, name: str) -> Any:
+        if name not in self._parts:
+            raise UnsupportedError(f"{name} is read, which {type(self).__name__} has not here; {self.there}.")
+        return self.once(name, self._parts[name])
+
+    @property
+    def there(self) -> str:
+        return f"there are: {', '.join(sorted(self._parts)) or 'none'}"
+
+
+class LayerView(Lazy):
+    """One decoder layer in the prefill.
+
+    number: the layer, from 0. valid: bool [B, T], False for padding. image_index: int64 [B, T], the image of its
+    sequence that each token belongs to, -1 for text and padding. parts: how the properties below are made; `queries`
+    takes columns, int64 [B, q].
+    """
+
+    def __init__(
+        self,
+        number: int,
+        valid: torch.Tensor,
+        image_index: torch.Tensor,
+        queries: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        **parts: Callable[[], Any],
+    ) -> None:
+        super().__init__(parts)
+        self.number, self.valid, self.image_index, self._queries = number, valid, image_index, queries
+
+    @property
+    def image(self) -> torch.Tensor:
+        """bool [B, T]: tokens of images and videos."""
+        return self.image_index >= 0
+
+    @property
+    def text(self) -> torch.Tensor:
+        """bool [B, T]: all other tokens, without padding."""
+        return self.valid & ~self.image
+
+    @property
+    def activations(self) -> torch.Tensor:
+        """[B, T, F]: the input of `down_proj`, A in the paper."""
+        return self.part("activations")
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """[B, T, H]: the layer's output."""
+        return self.part("hidden")
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[B, kv_heads, T, d], as cached: after the rotary embedding."""
+        return self.part("keys")
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[B, kv_heads, T, d], as cached."""
+        return self.part("values")
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """W_O [H, heads * d] of the layer's attention."""
+        return self.part("output_weight")
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """One number per sequence, for what is drawn at random: the same alone and in a batch."""
+        return self.part("seeds")
+
+    def attention(self, rows: Rows = "last") -> torch.Tensor:
+        """Softmax weights of the layer's attention, float32 [B, heads, q, T], for q query tokens.
+
+        rows: "last" (q = 1) or columns int64 [B, q]; a token attends to itself and to what stands before it. Only these
+        rows are computed.
+        """
+        if self._queries is None:
+            raise UnsupportedError(f"attention is read, which {type(self).__name__} has not here.")
+        if isinstance(rows, str):
+            return self.once("last attention", lambda: self._attention(self._last_column()))
+        return self._attention(rows)
+
+    def _attention(self, columns: torch.Tensor) -> torch.Tensor:
+        assert self._queries is not None
+        there = torch.arange(self.valid.shape[1], device=self.valid.device)
+        seen = self.valid[:, None] & (there <= columns[..., None])
+        return attention_weights(self._queries(columns), self.keys, seen, self.part("scaling"))
+
+    def _last_column(self) -> torch.Tensor:
+        rows, width = self.valid.shape
+        return torch.full((rows, 1), width - 1, device=self.valid.device)
+
+    def voters(self, which: Voters) -> torch.Tensor:
+        """bool [B, T]: "all" real tokens, the "text" ones, or the "last" one."""
+        if which == "last":
+            last = torch.zeros_like(self.valid)
+            last[:, -1] = True
+            return last
+        return self.valid if which == "all" else self.text
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """queries, keys: [1 + N, heads, d], the class token first, or [N, heads, d] in a tower without one."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    places: int
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "keys"):
+            found = len(getattr(self, name))
+            if found not in (self.places, self.places + 1):
+                raise UnsupportedError(
+                    f"the vision tower's attention has {found} {name} for {self.places} image tokens; "
+                    f"accepted: {self.places}, or {self.places + 1} with a class token."
+                )
+
+    @property
+    def patch_keys(self) -> torch.Tensor:
+        """float32 [N, heads, d]."""
+        return self.keys[-self.places :].float()
+
+    def attention(self) -> torch.Tensor:
+        """What the class token attends to, or, without one, what each patch receives: float32 [heads, N]."""
+        return class_attention(self.queries, self.keys, self.places)
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """grids: its rectangles of places, (rows, columns) each, in the order of the places; features: [N, C], what the
+    projector gets (before it) or the decoder's embeddings (behind it); class_token: [C], at the same layer, None for
+    towers without one; tower: the layers that the method asked for, by the index that it gave."""
+
+    features: torch.Tensor
+    grids: Sequence[tuple[int, int]] = ()
+    class_token: torch.Tensor | None = None
+    tower: Mapping[int, TowerView] = field(default_factory=dict)

@@ -1,0 +1,3 @@
+"""Names that several parts of coremat have in common, without anything to import."""
+
+DENSE = "dense"  # the method that prunes nothing: all others are compared with it
