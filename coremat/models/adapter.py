@@ -1,18 +1,21 @@
 """What the rest of coremat may know of a model family. One subclass per family, in the file of its `model_type`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from coremat.errors import DataError, UnsupportedError
-from coremat.flops import DecoderShape
+from coremat.hooks import Hooks
+from coremat.models.grids import Grids, images_of, taken
+from coremat.models.shape import DecoderShape
+from coremat.tensors import take
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 FFN_PARTS = (*PROJECTIONS, "act_fn")
+Rotary = tuple[torch.Tensor, torch.Tensor]
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -22,12 +25,16 @@ class Adapter(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self._check_decoder()
-        self._check_layers()
 
     @property
     def decoder(self) -> Any:
         """The module that runs the loop over decoder layers."""
         return self.model.get_decoder()
+
+    @property
+    def core(self) -> Any:
+        """The module that takes prompts and images and runs the decoder: the model without its output head."""
+        return self.model.model
 
     @property
     def layers(self) -> Sequence[Any]:
@@ -46,7 +53,8 @@ class Adapter(ABC):
                 "accepted: a decoder alone."
             )
 
-    def _check_layers(self) -> None:
+    def check_ffns(self) -> None:
+        """UnsupportedError for FFNs whose neurons cannot be pruned: no gate, quantised, wrapped or shared weights."""
         owners: dict[int, str] = {}
         for number, layer in enumerate(self.layers):
             place = f"layer {number} of {type(self.model).__name__}"
@@ -61,7 +69,7 @@ class Adapter(ABC):
                 _check_projection(getattr(mlp, name), f"{name} in {place}", owners)
 
     @property
-    def token_hindrance(self) -> str | None:
+    def tokens_unsupported(self) -> str | None:
         """Why this family's image tokens cannot be pruned, as a sentence; None where they can."""
         return None
 
@@ -84,6 +92,11 @@ class Adapter(ABC):
         """The tower's layers, where each has a `self_attn` with `q_proj`, `k_proj` and `num_heads` over a class token
         and the patches; None for other towers."""
         return None
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What methods may say that they need (`Method.needs`) and not every family has."""
+        return frozenset() if self.vision_layers is None else frozenset({"class token"})
 
     @property
     def feature_layer(self) -> int:
@@ -120,18 +133,59 @@ class Adapter(ABC):
         begins[:, 1:] &= input_ids[:, 1:] != input_ids[:, :-1]
         return torch.where(visual, begins.cumsum(1) - 1, -1)
 
-    def narrowing(self, held: Callable[[], torch.Tensor | None]) -> AbstractContextManager[None]:
-        """Inside it, what the decoder adds between its layers is cut to the columns that the layers hold.
+    def image_grids(self, input_ids: torch.Tensor, inputs: Mapping[str, Any]) -> list[Grids]:
+        """The rectangles (rows, columns) that the tokens of each image or video form, in the order of its tokens.
 
-        held: these columns, int64 [B, K]; None while the layers hold the whole prompt.
+        input_ids: [B, S]; inputs: the other arguments of the model's `generate` or `forward`; neither repeated for
+        beams. Row by row, and in each row in the order of `visual_index`. DataError where the tokens in the prompts are
+        not those that the inputs make, or an input is missing that tells the shape of an image.
         """
-        return nullcontext()
+        ids, config = input_ids.cpu(), self.model.config
+        pieces = {
+            config.image_token_id: iter(self.image_pieces(inputs)),
+            getattr(config, "video_token_id", None): iter(self.video_pieces(inputs)),
+        }
+        return [taken(tokens, pieces[kind]) for kind, tokens in images_of(ids, self.visual_index(ids))]
+
+    @abstractmethod
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        """The rectangles of each piece (an image, or a tile where all tiles are alike) that stands for the image
+        placeholder, in the order of the prompts; endless where no piece differs from another."""
+
+    def video_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        """The same for the video placeholder, of families that have one."""
+        return ()
+
+    def narrow_additions(self, hooks: Hooks, kept: Callable[[], torch.Tensor | None]) -> None:
+        """Let what the decoder adds between its layers be cut to the tokens that are left.
+
+        kept: their columns, int64 [B, K]; None while the layers hold the whole prompt.
+        """
+        return None  # most decoders add nothing
 
     # --- attention ----------------------------------------------------------------------------------------------
 
-    def last_query(self, layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The rotated query of the last token [B, heads, d], from the layer's attention input [B, S, H]."""
-        return rotate_half_query(layer, hidden, rotary)
+    def queries(self, layer: Any, hidden: torch.Tensor, rotary: Rotary, columns: torch.Tensor) -> torch.Tensor:
+        """The rotated queries of some tokens, [B, heads, q, d].
+
+        hidden: the layer's attention input [B, T, H]; rotary: cosine and sine [B or 1, T, d]; columns: int64 [B, q].
+        Queries are normalised head by head, where they are, and before they are rotated (halves swapped).
+        """
+        attention = layer.self_attn
+        query = attention.q_proj(take(hidden, columns, 1)).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        if hasattr(attention, "q_norm"):
+            query = attention.q_norm(query)
+        cos, sin = (take(part, columns, 1)[:, None].to(query.dtype) for part in rotary)
+        first, second = query.chunk(2, dim=-1)
+        return query * cos + torch.cat((-second, first), dim=-1) * sin
+
+    def rotary(self, layer: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Rotary:
+        """Cosine and sine for positions that were counted anew, int64 [B, T], as this layer takes them."""
+        return self.decoder.rotary_emb(hidden, positions)
+
+    def rotary_kind(self, layer: Any) -> str | None:
+        """Tells apart the layers that take other rotary tables for the same positions."""
+        return None
 
     def scaling(self, layer: Any) -> float:
         return layer.self_attn.scaling
@@ -183,17 +237,3 @@ def refuse_sliding_layers(config: Any) -> None:
     """The same where the config names the layers that have one."""
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     refuse_window(config.sliding_window if sliding else None)
-
-
-def rotate_half_query(layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The last token's query with Llama's rotary embedding (halves swapped): shared by the families that use it.
-
-    Where queries are normalised, that is head by head and before they are rotated.
-    """
-    attention = layer.self_attn
-    query = attention.q_proj(hidden[:, -1:]).unflatten(-1, (-1, attention.head_dim))[:, 0]
-    if hasattr(attention, "q_norm"):
-        query = attention.q_norm(query)
-    cos, sin = (part[:, -1:].to(query.dtype) for part in rotary)
-    first, second = query.chunk(2, dim=-1)
-    return query * cos + torch.cat((-second, first), dim=-1) * sin

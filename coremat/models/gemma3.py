@@ -4,9 +4,14 @@ layers with a sliding window for each that sees all.
 Pruned prompts count their window in columns that are left, so tokens are pruned only while nothing reaches beyond it.
 """
 
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
-from coremat.models.adapter import Adapter
+import torch
+
+from coremat.models.adapter import Adapter, Rotary
+from coremat.models.grids import Grids, view
 
 
 class Gemma3Adapter(Adapter):
@@ -18,7 +23,17 @@ class Gemma3Adapter(Adapter):
     def image_tokens(self) -> int:
         return self.model.config.mm_tokens_per_image
 
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return repeat(view(self.image_tokens))
+
     @property
     def window(self) -> int | None:
         config = self.decoder.config
         return config.sliding_window if "sliding_attention" in config.layer_types else None
+
+    def rotary(self, layer: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Rotary:
+        """Layers with a window turn at another rate than those that see all."""
+        return self.decoder.rotary_emb(hidden, positions, self.rotary_kind(layer))
+
+    def rotary_kind(self, layer: Any) -> str:
+        return layer.self_attn.layer_type

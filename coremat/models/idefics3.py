@@ -4,10 +4,13 @@ Headers, line breaks and the fence before each header are text and stay. A fence
 tile; so between two tiles of an image there is one, and between the last of one image and the first of the next two.
 """
 
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
 
+from coremat.models.grids import Grids, view
 from coremat.models.runs import Runs, RunsAdapter, square_patches
 
 
@@ -20,6 +23,9 @@ class Idefics3Adapter(RunsAdapter):
     def tile_tokens(self) -> int:
         config = self.model.config
         return square_patches(config.vision_config) // config.scale_factor**2
+
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return repeat(view(self.tile_tokens))
 
     def image_starts(self, runs: Runs) -> torch.Tensor:
         tile = self.tile_tokens

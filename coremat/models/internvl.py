@@ -4,8 +4,14 @@ Each image has a token before it and one behind it, which are text and stay. A v
 and to its adapter: one for each frame.
 """
 
+from collections.abc import Iterable, Mapping
+from itertools import repeat
+from math import prod
+from typing import Any
+
 import torch
 
+from coremat.models.grids import Grid, Grids
 from coremat.models.runs import Runs, RunsAdapter
 
 
@@ -13,12 +19,16 @@ class InternVLAdapter(RunsAdapter):
     takes_videos = True
 
     @property
-    def tile_tokens(self) -> int:
+    def tile(self) -> Grid:
+        """Rows and columns of one tile's tokens."""
         config = self.model.config
         (height, width), (tall, wide) = config.vision_config.image_size, config.vision_config.patch_size
-        return int((height // tall) * (width // wide) * config.downsample_ratio**2)
+        return int(height // tall * config.downsample_ratio), int(width // wide * config.downsample_ratio)
+
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return repeat((self.tile,))
 
     def image_starts(self, runs: Runs) -> torch.Tensor:
-        tile = self.tile_tokens
+        tile = prod(self.tile)
         runs.refuse(runs.lengths % tile != 0, f"a multiple of {tile}, the tokens of one tile")
         return runs.starts

@@ -1,8 +1,11 @@
 """LLaVA-1.5 (`model_type` "llava"): CLIP tower, MLP projector, a Llama-like decoder; every image has as many tokens."""
 
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 from coremat.models.adapter import Adapter, refuse_window
+from coremat.models.grids import Grids, view
 
 
 class LlavaAdapter(Adapter):
@@ -34,3 +37,6 @@ class LlavaAdapter(Adapter):
             return config.image_seq_length
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (config.vision_feature_select_strategy == "full")
+
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return repeat(view(self.image_tokens))

@@ -4,11 +4,13 @@ So there are core neurons, in the FFNs of self- and cross-attention layers, and 
 prompt without an image skips the cross-attention layers, whose FFNs then stay as they are.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from coremat.models.adapter import Adapter, refuse_sliding_layers
+from coremat.models.grids import Grids
 
 
 class MllamaAdapter(Adapter):
@@ -17,10 +19,11 @@ class MllamaAdapter(Adapter):
         refuse_sliding_layers(self.decoder.config)
 
     @property
-    def token_hindrance(self) -> str:
+    def tokens_unsupported(self) -> str:
         return (
             f"{type(self.model).__name__} looks at images by cross-attention, so no image token passes through an FFN "
-            "of its text model whose activations could rank it (paper, appendix E.2); accepted: tokens='all'."
+            "of its text model whose activations could rank it (paper, appendix E.2); accepted: methods of neurons "
+            "alone, dense."
         )
 
     @property
@@ -30,6 +33,9 @@ class MllamaAdapter(Adapter):
     def visual_index(self, input_ids: torch.Tensor) -> torch.Tensor:
         """No token is a piece of an image: the one placeholder per image only says from where on it is seen."""
         return torch.full_like(input_ids, -1)
+
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return ()
 
     def caches_text(self, layer: Any) -> bool:
         return not hasattr(layer, "cross_attn")

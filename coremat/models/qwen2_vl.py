@@ -4,9 +4,11 @@ An image, or a video, is what lies between one start and one end mark: one run o
 the full length by themselves: they are counted once per prompt, and the three axes are merged before the layers.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from coremat.models.adapter import Adapter, refuse_sliding_layers
+from coremat.models.grids import Grids, given
 
 
 class Qwen2VLAdapter(Adapter):
@@ -24,3 +26,15 @@ class Qwen2VLAdapter(Adapter):
     @property
     def plain_positions(self) -> bool:
         return False
+
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return self._merged(inputs, "image_grid_thw")
+
+    def video_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return self._merged(inputs, "video_grid_thw")
+
+    def _merged(self, inputs: Mapping[str, Any], name: str) -> Iterator[Grids]:
+        """One rectangle per frame (pair of frames); a token is a square of patches, which the merger makes one."""
+        side = self.model.config.vision_config.spatial_merge_size
+        for frames, rows, columns in given(inputs, name).tolist():
+            yield ((rows // side, columns // side),) * frames

@@ -5,10 +5,13 @@ class token; how many frames a video has only its run tells (the released model 
 nothing between them count as one.
 """
 
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
 
+from coremat.models.grids import Grids, view
 from coremat.models.runs import Runs, RunsAdapter, square_patches
 
 
@@ -50,8 +53,19 @@ class VideoLlavaAdapter(RunsAdapter):
         config = self.model.config
         return square_patches(config.vision_config) + (config.vision_feature_select_strategy == "full")
 
+    @property
+    def frame_tokens(self) -> int:
+        """Of a video's frame."""
+        return square_patches(self.model.config.vision_config) + 1
+
+    def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return repeat(view(self.image_tokens))
+
+    def video_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
+        return repeat(view(self.frame_tokens))
+
     def image_starts(self, runs: Runs) -> torch.Tensor:
-        image, frame = self.image_tokens, square_patches(self.model.config.vision_config) + 1
+        image, frame = self.image_tokens, self.frame_tokens
         video = runs.kinds == self.model.config.video_token_id
         runs.refuse(~video & (runs.lengths % image != 0), f"a multiple of {image}, the tokens of one image")
         runs.refuse(video & (runs.lengths % frame != 0), f"a multiple of {frame}, the tokens of a video's frame")

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from coremat.catalogue import KNOWN_MODELS
+from coremat.checks import one_of
 from coremat.errors import ConfigError, ModelError, UnknownNameError, UnsupportedError
-from coremat.models import ADAPTERS, adapter_for
-from coremat.reading import Reading, reading_of
+from coremat.models.architecture import shipped_config
+from coremat.models.families import ADAPTERS, adapter_for
+from coremat.models.known import KNOWN_MODELS
+from coremat.preprocessing.prompt_format import Preprocessing, preprocessing_of
 
 PRUNE_LAYER = 2  # the paper's K; a model's own config may say otherwise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,13 +32,15 @@ class LoadedModel:
     prune_layer: int
     device: str
     dtype: str
-    reading: Reading = field(default_factory=Reading)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
-def load(name_or_path: str, device: str = "auto", dtype: str = "auto", reading: Reading | None = None) -> LoadedModel:
+def load(
+    name_or_path: str, device: str = "auto", dtype: str = "auto", preprocessing: Preprocessing | None = None
+) -> LoadedModel:
     """Load a known name, a folder or a hub id. Raises UnknownNameError, ModelError, UnsupportedError or ConfigError."""
     _quiet()
-    reading = reading or reading_of(name_or_path)
+    preprocessing = preprocessing or preprocessing_of(name_or_path)
     source = _source(name_or_path)
     place, kind = pick_device(device), pick_dtype(dtype)
     config = read_config(name_or_path)
@@ -45,12 +49,12 @@ def load(name_or_path: str, device: str = "auto", dtype: str = "auto", reading: 
     return LoadedModel(
         name=name_or_path,
         model=model,
-        processor=_processor(source, reading),
+        processor=_processor(source, preprocessing),
         fingerprint=_fingerprint(model),
         prune_layer=own_prune_layer(config),
         device=place,
         dtype=str(model.dtype).removeprefix("torch."),
-        reading=reading,
+        preprocessing=preprocessing,
     )
 
 
@@ -63,6 +67,11 @@ def read_config(name_or_path: str) -> Any:
             f"{name_or_path!r} is of model type {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}."
         )
     return config
+
+
+def config_of(name_or_path: str) -> Any:
+    """The config of a model as users name it: shipped, in a folder, or on a hub. ModelError or UnsupportedError."""
+    return shipped_config(name_or_path) if name_or_path in KNOWN_MODELS else read_config(name_or_path)
 
 
 def own_prune_layer(config: Any) -> int:
@@ -104,8 +113,7 @@ def pick_device(device: str) -> str:
 
 def pick_dtype(dtype: str) -> torch.dtype | str:
     """The torch dtype of a name; "auto" stays what it is, for `_model` knows the device."""
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
+    one_of("dtype", dtype, ("auto", *DTYPES))
     return DTYPES.get(dtype, "auto")
 
 
@@ -133,11 +141,11 @@ def _model(source: str, device: str, dtype: torch.dtype | str) -> nn.Module:
     return model.to(device).eval()
 
 
-def _processor(source: str, reading: Reading) -> Any:
+def _processor(source: str, preprocessing: Preprocessing) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(source, **reading.pixel_limits)
+        processor = AutoProcessor.from_pretrained(source, **preprocessing.pixel_limits)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{source!r} has no usable processor: {_first_line(error)}") from error
     if not hasattr(processor, "tokenizer"):

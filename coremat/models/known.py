@@ -14,6 +14,7 @@ from pathlib import Path
 BUNDLED = "shapes-llava"
 WEIGHTS = "model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
+METHOD_SUPPORT = Path(__file__).parent / "method_support.json"  # by known model; see `runtime.support`
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,18 @@ class KnownModel:
         return Path(str(resources.files("coremat.models"))) / "configs" / f"{self.name}.json"
 
     @property
+    def methods(self) -> str:
+        """Which methods it gives, in a few words: kept as data, since asking the architecture takes a second each."""
+        return json.loads(METHOD_SUPPORT.read_text(encoding="utf-8"))[self.name]
+
+    @property
     def is_here(self) -> bool:
         """Whether all weights are in the package or in the local cache of Hugging Face; nothing is asked of a hub."""
         return self.checkpoint is None or _all_cached(self.checkpoint)
 
 
 def bundled_folder() -> Path:
-    return Path(str(resources.files("coremat.bundled_model")))
+    return Path(str(resources.files("coremat.models.shapes_llava")))
 
 
 def _all_cached(checkpoint: str) -> bool:

@@ -1,0 +1,57 @@
+"""Adapters by `model_type`, and the adapter of a model."""
+
+from typing import Any
+
+from coremat.errors import UnsupportedError
+from coremat.models.adapter import Adapter
+from coremat.models.gemma3 import Gemma3Adapter
+from coremat.models.idefics3 import Idefics3Adapter
+from coremat.models.internvl import InternVLAdapter
+from coremat.models.llava import LlavaAdapter
+from coremat.models.llava_next import LlavaNextAdapter
+from coremat.models.llava_onevision import LlavaOnevisionAdapter
+from coremat.models.mllama import MllamaAdapter
+from coremat.models.qwen2_5_vl import Qwen25VLAdapter
+from coremat.models.qwen2_vl import Qwen2VLAdapter
+from coremat.models.qwen3_vl import Qwen3VLAdapter
+from coremat.models.smolvlm import SmolVLMAdapter
+from coremat.models.video_llava import VideoLlavaAdapter
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "gemma3": Gemma3Adapter,
+    "idefics3": Idefics3Adapter,
+    "internvl": InternVLAdapter,
+    "llava": LlavaAdapter,
+    "llava_next": LlavaNextAdapter,
+    "llava_onevision": LlavaOnevisionAdapter,
+    "mllama": MllamaAdapter,
+    "qwen2_5_vl": Qwen25VLAdapter,
+    "qwen2_vl": Qwen2VLAdapter,
+    "qwen3_vl": Qwen3VLAdapter,
+    "smolvlm": SmolVLMAdapter,
+    "video_llava": VideoLlavaAdapter,
+}
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of this model's family; an unknown family is refused with the list of known ones."""
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if model_type not in ADAPTERS:
+        raise UnsupportedError(
+            f"model type {model_type!r} has no adapter; supported are {', '.join(sorted(ADAPTERS))}."
+        )
+    return ADAPTERS[model_type](model)
+
+
+def whole_model(model: Any) -> Any:
+    """The Hugging Face model behind a PEFT wrapper. UnsupportedError for a compiled model, whose code was made for the
+    dense one, and for a part of a model."""
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedError(
+            f"the {type(model).__name__} is compiled by torch.compile, whose code was made for the dense model; "
+            "accepted: the model before it is compiled."
+        )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(base, "generate") or base.get_output_embeddings() is None:
+        raise UnsupportedError(f"{type(base).__name__} is a part of a model; accepted: the model with its output head.")
+    return base
