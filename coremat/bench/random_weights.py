@@ -6,15 +6,14 @@ depth; embeddings have spread 1, norms are 1 and biases 0. One block of normal n
 every weight: drawing seven billion would take minutes. Its length is a prime, so no two rows of a matrix are equal.
 """
 
-import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from coremat.errors import ConfigError
-from coremat.profile.pictures import Picture, picture_of
+from coremat.checks import whole_number
+from coremat.models.architecture import bare_model, with_layers
+from coremat.models.dummy_inputs import DummyImage, dummy_image
 
 BLOCK = 1_048_583
 
@@ -31,40 +30,6 @@ def random_model(
     _fill(model, seed)
     model.generation_config.eos_token_id = None
     return model.eval().requires_grad_(False)
-
-
-def bare_model(config: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The config's model, its weights whatever memory holds; on the device "meta" it has none and takes no time."""
-    from transformers import AutoModelForImageTextToText
-
-    with _no_initialisation(), torch.device(device):
-        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), dtype=dtype)
-    model.tie_weights()
-    return model
-
-
-def with_layers(config: Any, layers: int | None) -> Any:
-    """A copy of the config, with that many decoder layers. ConfigError for more than there are."""
-    config = copy.deepcopy(config)
-    text = config.text_config
-    every = text.num_hidden_layers
-    if layers is not None and not 1 <= layers <= every:
-        raise ConfigError(f"layers is {layers!r}; accepted: 1 to {every}.")
-    text.num_hidden_layers = layers or every
-    if getattr(text, "layer_types", None) is not None:
-        text.layer_types = text.layer_types[: text.num_hidden_layers]
-    if hasattr(text, "cross_attention_layers"):
-        text.cross_attention_layers = [n for n in text.cross_attention_layers if n < text.num_hidden_layers]
-    return config
-
-
-def _no_initialisation() -> AbstractContextManager[None]:
-    """Constructors leave weights as memory happens to be, and compute buffers (rotary frequencies) as ever."""
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:  # slower, and no less right: every weight is set below
-        return nullcontext()
-    return no_init_weights()
 
 
 @torch.no_grad()
@@ -95,37 +60,36 @@ def random_prompt(
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Prompts of equal length: BOS, one picture, and random text; `text_tokens` counts the BOS too, and a placeholder
-    that is no image token."""
-    picture = picture_of(config)
-    least = 1 + picture.places - picture.tokens
-    for name, value, fewest in (("text_tokens", text_tokens, least), ("batch_size", batch_size, 1)):
-        if value < fewest:
-            raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least {fewest}.")
+    """Prompts of equal length: BOS, one dummy image, and random text; `text_tokens` counts the BOS too, and a
+    placeholder that is no image token."""
+    dummy = dummy_image(config)
+    least = 1 + dummy.places - dummy.tokens
+    whole_number("text_tokens", text_tokens, least)
+    whole_number("batch_size", batch_size)
     draw = torch.Generator().manual_seed(seed)
     text = _text_ids(config)
     first = config.text_config.bos_token_id
     bos = torch.full((batch_size, 1), int(text[0]) if first is None else first)
-    image = torch.full((batch_size, picture.places), picture.placeholder)
+    image = torch.full((batch_size, dummy.places), dummy.placeholder)
     words = text[torch.randint(len(text), (batch_size, text_tokens - least), generator=draw)]
     ids = torch.cat((bos, image, words), dim=1)
-    name, shape = picture.pixels
+    name, shape = dummy.pixels
     pixels = torch.randn((batch_size * shape[0], *shape[1:]), generator=draw)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | _beside(picture, ids)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | _beside(dummy, ids)
     return {key: value.to(device) for key, value in inputs.items()} | {name: pixels.to(device, dtype)}
 
 
-def _beside(picture: Picture, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The inputs that say where and of what shape the pictures are."""
+def _beside(dummy: DummyImage, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs that say where and of what shape the images are."""
     found = {}
-    for name, numbers in picture.numbers.items():
+    for name, numbers in dummy.numbers.items():
         of_one = torch.tensor(numbers)
         found[name] = of_one.repeat(len(ids), *[1] * (of_one.dim() - 1))
-    if picture.mark is not None:
-        found[picture.mark] = (ids == picture.placeholder).long()
-    if picture.cross_keys:
-        behind = (ids == picture.placeholder).cumsum(1)
-        found["cross_attention_mask"] = behind[:, :, None, None].repeat(1, 1, 1, picture.run.tiles)
+    if dummy.mark is not None:
+        found[dummy.mark] = (ids == dummy.placeholder).long()
+    if dummy.cross_keys:
+        behind = (ids == dummy.placeholder).cumsum(1)
+        found["cross_attention_mask"] = behind[:, :, None, None].repeat(1, 1, 1, dummy.run.tiles)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What this machine's memory and arithmetic can do at most, measured: the physical limits beside every time."""
+"""The roofline of this machine, measured: the rates of its memory and arithmetic that bound every time."""
 
 import time
 from collections.abc import Callable
@@ -14,20 +14,20 @@ COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}  # far beyond any cache
 
 
 @dataclass(frozen=True)
-class Machine:
+class Roofline:
     """bandwidth: bytes per second, the faster of copying (read and written) and reading a matrix for one token.
     rate: operations per second of a matrix product."""
 
     bandwidth: float
     rate: float
 
-    def limit_seconds(self, flops: float, moved: float) -> float:
+    def bound_seconds(self, flops: float, moved: float) -> float:
         """No run of so many operations and bytes is faster."""
         return max(flops / self.rate, moved / self.bandwidth)
 
 
-def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    return Machine(bandwidth=max(_copy_rate(device), _read_rate(device, dtype)), rate=_matmul_rate(device, dtype))
+def measure_roofline(device: torch.device, dtype: torch.dtype) -> Roofline:
+    return Roofline(bandwidth=max(_copy_rate(device), _read_rate(device, dtype)), rate=_matmul_rate(device, dtype))
 
 
 def _copy_rate(device: torch.device) -> float:

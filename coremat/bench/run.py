@@ -2,11 +2,11 @@
 
 import torch
 
-from coremat.loading import DEVICES, pick_device
-from coremat.profile.devices import DeviceProfile, matches, profile_of
-from coremat.profile.measured import Keep, Outcome, measure
-from coremat.profile.options import BenchOptions
-from coremat.profile.projected_bench import project
+from coremat.bench.measure import Keep, Outcome, measure
+from coremat.bench.options import BenchOptions
+from coremat.bench.project import project
+from coremat.hardware.profiles import DeviceProfile, matches, profile_of
+from coremat.models.load import DEVICES, pick_device
 from coremat.progress import Progress
 
 

@@ -1,8 +1,8 @@
 """Greedy decoding by one step that is the same for every prompt: captured as a CUDA graph, or called as it is.
 
-Prompts differ in the content of buffers that never move (`coremat.step_buffers`, and the core rows that a session
-copied), so none compiles or captures anything, and the step serves dense and sparse models alike. The prefill is the
-model's own forward, under the session's hooks if there is one.
+Prompts differ in the content of buffers that never move (`static_buffers`, and the core rows that a session copied), so
+none compiles or captures anything, and the step serves dense and sparse models alike. The prefill is the model's own
+forward, under the session's hooks if there is one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
+from coremat.checks import whole_number
+from coremat.decoding.static_buffers import AsyncCopy, Step, StepBuffers, captured
 from coremat.errors import ConfigError, UnsupportedError
-from coremat.masks import backend_of
-from coremat.models import Adapter, adapter_for
-from coremat.patch import Session, session_of
-from coremat.step_buffers import Mailbox, Step, StepBuffers, captured
+from coremat.models.adapter import Adapter
+from coremat.models.families import adapter_for
+from coremat.runtime.decode_groups import DecodeGroup
+from coremat.runtime.kept_tokens import KeptTokens
+from coremat.runtime.masks import backend_of
+from coremat.runtime.session import Session, session_of
+from coremat.tensors import token_positions
 
 BUCKET = 64  # slots of a cache are a multiple of this, so that prompts of about one length share it
 AHEAD = 4  # steps that are launched before tokens are looked at, where launching does not wait for the device
@@ -45,12 +50,12 @@ class GraphDecoder:
         capture: bool | str = "auto",
         compile_step: bool | str | Callable = False,
     ) -> None:
-        _check_count("max_new_tokens", max_new_tokens)
-        _check_count("batch_size", batch_size)
+        whole_number("max_new_tokens", max_new_tokens, least=1)
+        whole_number("batch_size", batch_size, least=1)
         self.model, self.session = model, session
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self._adapter = session.adapter if session else adapter_for(model)
-        why = hindrance(self._adapter)
+        why = why_unsupported(self._adapter)
         if why is not None:
             raise UnsupportedError(f"{type(model).__name__} has no static step: {why}; accepted: its own generate.")
         self._decoder = self._adapter.decoder
@@ -58,7 +63,7 @@ class GraphDecoder:
         _check_attention(self._decoder.config._attn_implementation)
         self._weights = self._weights_read()
         self._captures = _captures(capture, {weight.device for weight in self._weights})
-        self._settles = self._captures or bool(compile_step)
+        self._materialises = self._captures or bool(compile_step)
         self._step = _compiled(self._plain_step, compile_step) if compile_step else self._plain_step
         self._graph: torch.cuda.CUDAGraph | None = None
         self._captured_at: tuple[int, ...] = ()
@@ -73,7 +78,7 @@ class GraphDecoder:
         on_token: OnToken | None = None,
     ) -> torch.Tensor:
         """`prefill`, then `decode`."""
-        _check_count("max_new_tokens", max_new_tokens, self.max_new_tokens)
+        _check_new_tokens(max_new_tokens, self.max_new_tokens)
         self.prefill(inputs)
         return self.decode(max_new_tokens, eos_token_id, on_token)
 
@@ -85,13 +90,13 @@ class GraphDecoder:
             raise ConfigError("the model is not in the block that the decoder was made for; make one for each block.")
         self._made = 0
         given, valid = self._read(inputs)
-        position = prompt_positions(valid)
+        position = token_positions(valid)
         out = self.model(**given, position_ids=position, use_cache=True, logits_to_keep=1)
-        live = self.session.live if self.session else valid
+        groups = self.session.groups if self.session else [self._one_group(valid)]
         shift = self.session.shift if self.session else 0
         kv, logits, position = out.past_key_values, out.logits[:, -1], position[..., -1:] - shift
-        buffers = self._room(kv, live.shape[1] + self.max_new_tokens, logits, position)
-        buffers.load(kv, live, logits, position)
+        buffers = self._room(kv, groups, logits, position)
+        buffers.load(kv, groups, logits, position)
         kv.layers.clear()  # the session holds on to this cache; its memory need not wait for the next prompt
         self._made = 1
 
@@ -108,7 +113,7 @@ class GraphDecoder:
         eos_token_id: what ends a row, which is padded from there on; None: nothing does.
         on_token: gets every column [B], on the CPU and in order; from a graph up to 2 * AHEAD - 1 steps late.
         """
-        _check_count("max_new_tokens", max_new_tokens, self.max_new_tokens)
+        _check_new_tokens(max_new_tokens, self.max_new_tokens)
         given = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
         ends = torch.tensor(given, dtype=torch.int64)
         padding = self.model.generation_config.pad_token_id
@@ -147,56 +152,82 @@ class GraphDecoder:
         given = {name: value for name, value in inputs.items() if name != "attention_mask"}
         return given if there.all() else inputs, valid
 
-    def _room(self, kv: Any, slots: int, logits: torch.Tensor, position: torch.Tensor) -> StepBuffers:
-        """Buffers with at least so many slots: those that are there, if they will do."""
-        if self._buffers is None or len(self._buffers.slots) < slots:
+    def _one_group(self, valid: torch.Tensor) -> DecodeGroup:
+        return DecodeGroup(tuple(range(len(self._adapter.layers))), KeptTokens.whole(valid), None)
+
+    def _room(
+        self, kv: Any, groups: Sequence[DecodeGroup], logits: torch.Tensor, position: torch.Tensor
+    ) -> StepBuffers:
+        """Buffers with room for the prompt and the answer: those that are there, if they will do."""
+        slots = max(group.kept.width for group in groups) + self.max_new_tokens
+        if self._buffers is None or not self._buffers.fit(groups, slots):
             self._forget_graph()
             self._buffers = None  # before the larger one is allocated
             slots = -(-slots // BUCKET) * BUCKET
-            self._buffers = StepBuffers(self._decoder.config, kv, slots, self.max_new_tokens, logits, position)
+            shapes = kv, groups, slots, self.max_new_tokens, logits, position
+            self._buffers = StepBuffers(self._decoder.config, *shapes)
         return self._buffers
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _plain_step(self, buffers: StepBuffers) -> None:
         """Feed one token and choose the next. This is what is compiled and captured: no Python value in it changes."""
+        embeddings, masks = self._embed(buffers.token), buffers.masks()
+        if self.session is not None and len(masks) > 1:
+            self.session.give_layers(masks, self._rotary(buffers, embeddings), [g.layers for g in buffers.groups])
         out = self._decoder(
-            inputs_embeds=self._embed(buffers.token),
-            attention_mask=buffers.mask(),
+            inputs_embeds=embeddings,
+            attention_mask=masks[0],
             position_ids=buffers.position,
             past_key_values=buffers.cache,
             use_cache=True,
         )
         buffers.accept(self._head(out.last_hidden_state[:, -1]))
 
+    def _rotary(self, buffers: StepBuffers, embeddings: torch.Tensor) -> list[dict[Any, Any] | None]:
+        """For each group rotary tables by kind of layer, where its tokens have positions of their own."""
+        return [
+            None if group.shift is None else self._turned(group.layers, buffers.position - group.shift, embeddings)
+            for group in buffers.groups
+        ]
+
+    def _turned(self, layers: Sequence[int], positions: torch.Tensor, embeddings: torch.Tensor) -> dict[Any, Any]:
+        tables: dict[Any, Any] = {}
+        for number in layers:
+            layer = self._adapter.layers[number]
+            kind = self._adapter.rotary_kind(layer)
+            if kind not in tables:
+                tables[kind] = self._adapter.rotary(layer, embeddings, positions)
+        return tables
+
     def _columns(self, wanted: int) -> Iterator[torch.Tensor]:
         """New tokens [B], in order. A graph is launched again before its last tokens are looked at, so that the device
         has work meanwhile and an end is seen late, by a few steps; plain steps are made one by one, as they are needed.
         """
-        mailbox, read = Mailbox(self.buffers.new), 0
+        copy, read = AsyncCopy(self.buffers.new), 0
         while read < wanted:
-            mailbox.send()
+            copy.send()
             ready = min(self._made, wanted)
             if self._captures:
                 self._launch(min(AHEAD, self._made, wanted - self._made))
-            yield from mailbox.receive()[:, read:ready].unbind(1)
+            yield from copy.receive()[:, read:ready].unbind(1)
             read = ready
             if not self._captures:
                 self._launch(min(1, wanted - self._made))
 
     def _launch(self, steps: int) -> None:
         if steps > 0 and self._made == 1:
-            self._settle()
+            self._materialise()
         for _ in range(steps):
             self._step(self.buffers) if self._graph is None else self._graph.replay()
             self._made += 1
 
     # --- where steps must not differ ----------------------------------------------------------------------------
 
-    def _settle(self) -> None:
+    def _materialise(self) -> None:
         """Before the first step of a prompt. A plain step may still choose to spare a copy that short answers waste."""
-        if self.session is not None and self._settles:
-            self.session.settle()
+        if self.session is not None and self._materialises:
+            self.session.materialise()
         if self._captures and (self._graph is None or self._captured_at != self._addresses()):
             self._forget_graph()
             self._graph, self._captured_at = captured(self._step, self.buffers), self._addresses()
@@ -208,7 +239,7 @@ class GraphDecoder:
 
     def _weights_read(self) -> list[torch.Tensor]:
         """What a step reads beside buffers and workspace. Where neurons are pruned, FFNs are the session's concern."""
-        sparse = self.session is not None and self.session.config.prunes_neurons
+        sparse = self.session is not None and self.session.method.prunes_neurons
         ffns = [self._adapter.ffn(layer) for layer in self._adapter.layers] if sparse else []
         apart = {id(weight) for ffn in ffns for weight in ffn.parameters()}
         read = [w for module in (self._embed, self._decoder, self._head) for w in module.parameters()]
@@ -220,18 +251,13 @@ class GraphDecoder:
         return (workspace, *(weight.data_ptr() for weight in self._weights))
 
 
-def hindrance(adapter: Adapter) -> str | None:
+def why_unsupported(adapter: Adapter) -> str | None:
     """Why the static step cannot decode a model of this family; None if it can."""
     if not adapter.plain_positions:
         return "its positions have several axes"
     if not all(adapter.caches_text(layer) for layer in adapter.layers):
         return "some of its layers attend to images outside the sequence"
     return None
-
-
-def prompt_positions(valid: torch.Tensor) -> torch.Tensor:
-    """Position of each column, as `generate` counts them: [B, S]; those of new tokens follow on the last one's."""
-    return (valid.cumsum(-1) - 1).clamp(min=0)
 
 
 def _compiled(step: Step, backend: bool | str | Callable) -> Step:
@@ -245,10 +271,12 @@ def _compiled(step: Step, backend: bool | str | Callable) -> Step:
     return run
 
 
-def _check_count(name: str, value: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most is not None and value > most):
-        accepted = "at least 1" if most is None else f"1 to {most}, which the decoder was made for"
-        raise ConfigError(f"{name} is {value!r}; accepted: a whole number, {accepted}.")
+def _check_new_tokens(number: int, most: int) -> None:
+    whole_number("max_new_tokens", number, least=1)
+    if number > most:
+        raise ConfigError(
+            f"max_new_tokens is {number}; accepted: a whole number, 1 to {most}, which the decoder was made for."
+        )
 
 
 def _check_attention(implementation: object) -> None:

@@ -1,111 +1,90 @@
-"""What one method has to compute and to move for one batch of prompts: counted from shapes, before anything runs.
+"""What a schedule has to compute and to move for a batch of prompts: counted from shapes, before anything runs.
 
-Operations are 2 per multiply-add and of matrix products only (the convention of `coremat.flops`); bytes are those of
+Operations are 2 per multiply-add, of matrix products only (as in `coremat.cost.flops`); bytes are those of
 weights and of the KV cache. Left out of both, as they are small: norms, rotary embeddings, softmax, activations, and
 choosing tokens and neurons.
 
-Prefill is bound by arithmetic and decoding at a small batch by bytes, so one workload over another gives the limit of
-a speed-up: `prefill_limit` and `decode_limit`.
+Prefill is bound by arithmetic and decoding at a small batch by bytes, so one workload over another bounds a speed-up:
+`prefill_bound` and `decode_bound`.
 
 The memory columns of the paper's Table 3. Its GB are 1000 MiB: 8.26 is the FFN of LLaVA-1.5-7B, 8256 MiB at 16 bit, and
 CoreMatching's 1.65 a fifth of that. Its KV column is 0.5 MiB, all layers at 16 bit, for every kept image token and 34
 text tokens. From row to row its total moves by FFN and KV alone, to 0.01 (only CoreMatching's own total is 0.15 lower),
 so it holds FFN, KV and a constant of 7.07. Of that 5.22 are the other weights: attention, head, embedding, vision
 tower, projector. No tensor accounts for the other 1.85: working memory of that run, which `total_bytes` leaves out and
-`coremat.profile.devices` takes off the device's memory.
+`coremat.hardware.profiles` takes off the device's memory.
 """
 
 from dataclasses import dataclass
 
-from coremat.config import SparsityConfig
-from coremat.core_neurons import core_count
+from coremat.checks import whole_number
+from coremat.cost.flops import decode_flops, prefill_flops
+from coremat.cost.model_size import ModelSize
+from coremat.cost.schedule import Schedule
 from coremat.errors import ConfigError, UnknownNameError
-from coremat.flops import decode_flops, prefill_flops
-from coremat.profile.model_size import ModelSize
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One method on a batch of prompts of equal length.
+    """A batch of equal prompts, each under the same schedule.
 
-    image_tokens, image_tokens_kept, text_tokens: of each sequence; text counts everything that is no image token.
     ffn_share: share of each FFN's rows that a decode step reads, being needed by at least one sequence of the batch;
         left out it is the share that one sequence needs, which is the lower bound.
     """
 
     size: ModelSize
-    config: SparsityConfig
-    image_tokens: int
-    image_tokens_kept: int
-    text_tokens: int
+    schedule: Schedule
     batch_size: int = 1
     dtype: str = "bfloat16"
     ffn_share: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("image_tokens", 0), ("image_tokens_kept", 0), ("text_tokens", 1), ("batch_size", 1)):
-            _whole(name, getattr(self, name), least)
+        whole_number("batch_size", self.batch_size)
         if self.dtype not in DTYPE_BYTES:
             raise UnknownNameError("dtype", self.dtype, DTYPE_BYTES)
-        self._check_tokens()
-        self._check_layers()
+        if len(self.schedule.tokens) != self.size.layers:
+            raise ConfigError(f"the schedule has {len(self.schedule.tokens)} layers; accepted: {self.size.layers}.")
+        per_image, seen = self.size.image_tokens, self.schedule.image_tokens
+        if seen % per_image if per_image else seen:
+            raise ConfigError(f"image_tokens is {seen}; accepted: a multiple of {per_image}, the tokens of one image.")
         least_share = self.neurons / self.size.shape.ffn
         if self.ffn_share is not None and not least_share <= self.ffn_share <= 1:
             raise ConfigError(
                 f"ffn_share is {self.ffn_share!r}; accepted: {least_share:.4g}, the share of one sequence, to 1."
             )
 
-    def _check_tokens(self) -> None:
-        per_image, seen, kept = self.size.image_tokens, self.image_tokens, self.image_tokens_kept
-        if seen % per_image if per_image else seen:
-            raise ConfigError(f"image_tokens is {seen}; accepted: a multiple of {per_image}, the tokens of one image.")
-        if kept > seen or (kept < seen and not self.config.prunes_tokens):
-            accepted = f"up to {seen}" if self.config.prunes_tokens else f"{seen}, for no token is dropped"
-            raise ConfigError(f"image_tokens_kept is {kept}; accepted: {accepted}.")
-
-    def _check_layers(self) -> None:
-        layers, first = self.size.layers, self.config.prune_layer
-        if self.config.prunes_tokens and first >= layers:
-            raise ConfigError(
-                f"prune_layer is {first}; accepted for a model of {layers} decoder layers: 1 to {layers - 1}."
-            )
-
     # --- sizes ------------------------------------------------------------------------------------------------
 
     @property
-    def prompt_tokens(self) -> int:
-        return self.image_tokens + self.text_tokens
+    def _tokens(self) -> tuple[int, ...]:
+        """Tokens that each layer with attention over the sequence sees. Models with other layers prune no tokens, so
+        that all their layers are alike."""
+        return self.schedule.tokens[: self.size.text_layers]
 
     @property
-    def cached_tokens(self) -> int:
-        """Of one sequence after the prefill."""
-        return self.image_tokens_kept + self.text_tokens
-
-    @property
-    def tokens_per_layer(self) -> list[int]:
-        """Of each layer that attends to the sequence."""
-        every = self.size.text_layers
-        full = self.config.prune_layer if self.config.prunes_tokens else every
-        return [self.prompt_tokens] * full + [self.cached_tokens] * (every - full)
+    def _cached(self) -> tuple[int, ...]:
+        """KV positions of each of these layers after the prefill."""
+        return self.schedule.cached[: self.size.text_layers]
 
     @property
     def images(self) -> int:
         """Of the batch; one for each prompt where cross-attention looks at it."""
-        each = self.image_tokens // self.size.image_tokens if self.size.image_tokens else 1
+        each = self.schedule.image_tokens // self.size.image_tokens if self.size.image_tokens else 1
         return self.batch_size * each
 
     @property
-    def neurons(self) -> int:
-        """Of each FFN, for one sequence while decoding."""
-        every = self.size.shape.ffn
-        return core_count(every, self.config.beta) if self.config.prunes_neurons else every
+    def neurons(self) -> float:
+        """Of an FFN, for one sequence while decoding; the mean of the layers."""
+        return sum(self.schedule.neurons) / self.size.layers
 
     @property
     def neurons_read(self) -> int:
-        """Of each FFN, for the whole batch."""
-        return self.neurons if self.ffn_share is None else round(self.ffn_share * self.size.shape.ffn)
+        """Of all FFNs, for the whole batch."""
+        if self.ffn_share is None:
+            return sum(self.schedule.neurons)
+        return self.size.layers * round(self.ffn_share * self.size.shape.ffn)
 
     @property
     def _bytes(self) -> int:
@@ -121,14 +100,15 @@ class Workload:
     @property
     def prefill_flops(self) -> int:
         """The decoder, and the head of the last token."""
-        cross = self.size.cross_flops(self.prompt_tokens, self.size.shape.ffn, reads_picture=True)
-        return self.batch_size * (prefill_flops(self.size.shape, self.tokens_per_layer) + cross)
+        cross = self.size.cross_flops(self.schedule.prompt_tokens, self.size.shape.ffn, reads_image=True)
+        return self.batch_size * (prefill_flops(self.size.shape, self._tokens) + cross)
 
     def decode_flops(self, step: int = 1) -> int:
-        """The `step`-th decode step (from 1), which brings the cache to that many tokens more than the prompt's."""
-        length = self.cached_tokens + step
-        cross = self.size.cross_flops(1, self.neurons, reads_picture=False)
-        return self.batch_size * (decode_flops(self.size.shape, self.size.text_layers, length, self.neurons) + cross)
+        """The `step`-th decode step (from 1), which brings each cache to that many positions more than the prefill."""
+        lengths, neurons = [cached + step for cached in self._cached], self.schedule.neurons
+        cross = self.size.cross_flops(1, neurons[-1], reads_image=False)
+        own = decode_flops(self.size.shape, lengths, neurons[: self.size.text_layers])
+        return self.batch_size * (own + cross)
 
     # --- bytes moved ------------------------------------------------------------------------------------------
 
@@ -141,7 +121,7 @@ class Workload:
     def prefill_bytes(self) -> int:
         """Weights of decoder and head read once, keys and values written; the embedding is looked up, not read."""
         read = self.size.attention + self.size.ffn + self.size.head
-        written = 2 * self.size.shape.key_value * sum(self.tokens_per_layer) + self.size.cross_values
+        written = 2 * self.size.shape.key_value * sum(self._tokens) + self.size.cross_values
         return self._bytes * (read + written * self.batch_size)
 
     @property
@@ -153,7 +133,7 @@ class Workload:
         """Weights, and the cache as it is in the `step`-th decode step."""
         return self.decode_weight_bytes + self.kv_bytes(step)
 
-    # --- bytes held -------------------------------------------------------------------------------------------
+    # --- bytes resident ---------------------------------------------------------------------------------------
 
     def kv_bytes(self, step: int = 0) -> int:
         """The cache of all layers and sequences, after the prefill or after that many decode steps."""
@@ -161,17 +141,19 @@ class Workload:
 
     @property
     def paper_kv_bytes(self) -> int:
-        """As the paper counts it: at 16 bit whatever the dtype, 0.5 MiB a token for LLaVA-1.5-7B."""
-        return 2 * self._cache_values(0)
+        """As the paper counts it: text and image tokens kept to the end, in every layer, at 16 bit whatever the dtype;
+        0.5 MiB a token for LLaVA-1.5-7B."""
+        tokens = self.schedule.image_tokens_kept + self.schedule.text_tokens
+        return 2 * self.batch_size * (self.size.kv_values * tokens + self.size.cross_values)
 
     def _cache_values(self, step: int) -> int:
-        one = self.size.kv_values * (self.cached_tokens + step) + self.size.cross_values
-        return one * self.batch_size
+        positions = sum(self._cached) + step * len(self._cached)
+        return self.batch_size * (2 * self.size.shape.key_value * positions + self.size.cross_values)
 
     @property
     def ffn_bytes(self) -> int:
         """Rows of the FFNs that decoding needs."""
-        return self._bytes * self.size.layers * self.neurons_read * self.size.shape.neuron_weights
+        return self._bytes * self.neurons_read * self.size.shape.neuron_weights
 
     def resident_bytes(self, step: int = 0) -> int:
         """All that decoding needs: the weights outside the FFNs, rows of these, the cache."""
@@ -192,17 +174,12 @@ class Workload:
         return dense.total_bytes / self.total_bytes
 
 
-def prefill_limit(dense: Workload, sparse: Workload, vision: bool = False) -> float:
+def prefill_bound(dense: Workload, sparse: Workload, vision: bool = False) -> float:
     """The largest speed-up that operations allow, for the decoder alone or with the vision tower and projector."""
     more = (dense.vision_flops, sparse.vision_flops) if vision else (0, 0)
     return (dense.prefill_flops + more[0]) / (sparse.prefill_flops + more[1])
 
 
-def decode_limit(dense: Workload, sparse: Workload, step: int = 1) -> float:
+def decode_bound(dense: Workload, sparse: Workload, step: int = 1) -> float:
     """The largest speed-up that bytes allow, on weights that stay resident."""
     return dense.decode_bytes(step) / sparse.decode_bytes(step)
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least {least}.")

@@ -1,4 +1,4 @@
-"""The sides of a comparison: a method and a way of decoding it, opened on the model for one answer at a time."""
+"""The variants that a bench compares: a method and a decoder, opened on the model for one answer at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from coremat.config import SparsityConfig
-from coremat.graph_decode import GraphDecoder, hindrance
-from coremat.models import Adapter
-from coremat.offload import accelerate_offload, offloaded_ffn
-from coremat.patch import Session, apply
-from coremat.profile.timing import AnswerTimes, Inputs, timed_generate, timed_graph
+from coremat.bench.timing import AnswerTimes, Inputs, timed_generate, timed_graph
+from coremat.decoding.graph_decoder import GraphDecoder, why_unsupported
+from coremat.methods.base import Method
+from coremat.models.adapter import Adapter
+from coremat.offload.accelerate import accelerate_offload
+from coremat.offload.ffn_streaming import offloaded_ffn
+from coremat.runtime.session import Session, apply
 
 EAGER, GRAPH = "eager generate", "graph"
 STREAMED, ACCELERATE = "streamed FFN", "accelerate offload"
@@ -22,7 +23,7 @@ WARM_UP_TOKENS = 4  # enough for a copy of core rows to be made, into memory tha
 Timed = Callable[[Inputs, int], AnswerTimes]
 
 
-class Limit(NamedTuple):
+class MemoryLimit(NamedTuple):
     """Bytes of a device that is too small for the dense model: all of them, and those that its weights may take."""
 
     whole: int
@@ -30,15 +31,15 @@ class Limit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Side:
+class Variant:
     """spec: the method as typed. limit: None where all fits; resident_layers: of how many layers the FFN weights stay
     on the device otherwise."""
 
     spec: str
-    config: SparsityConfig
+    method: Method
     decoder: str
     device: torch.device
-    limit: Limit | None = None
+    limit: MemoryLimit | None = None
     resident_layers: int = 0
 
     @property
@@ -47,11 +48,11 @@ class Side:
 
     @contextmanager
     def open(self, adapter: Adapter, batch_size: int, new_tokens: int) -> Iterator[tuple[Session, Timed]]:
-        """The model as this side has it. Offload comes first, for a session takes the weights as it finds them."""
-        with ExitStack() as undo:
+        """The model as this variant runs it. Offload comes first, for a session takes the weights as it finds them."""
+        with ExitStack() as restore:
             for placed in self._placements(adapter):
-                undo.enter_context(placed)
-            session = undo.enter_context(apply(adapter.model, self.config))
+                restore.enter_context(placed)
+            session = restore.enter_context(apply(adapter.model, self.method))
             if self.decoder != GRAPH:
                 yield session, partial(timed_generate, adapter, session)
                 return
@@ -74,12 +75,12 @@ class Side:
             return timed(inputs, new_tokens)
 
 
-def decoders(device: torch.device, adapter: Adapter, config: SparsityConfig, limit: Limit | None) -> tuple[str, ...]:
+def decoders(device: torch.device, adapter: Adapter, method: Method, limit: MemoryLimit | None) -> tuple[str, ...]:
     """The ways to decode a method here: as users do, and the fastest there is.
 
     Where memory is short dense is given to accelerate, as users do, and to the same streams that sparse prefills use.
     """
-    fast = (EAGER, GRAPH) if hindrance(adapter) is None else (EAGER,)
+    fast = (EAGER, GRAPH) if why_unsupported(adapter) is None else (EAGER,)
     if limit is not None:
-        return fast if config.prunes_neurons else (ACCELERATE, STREAMED)
+        return fast if method.prunes_neurons else (ACCELERATE, STREAMED)
     return fast if device.type == "cuda" else (EAGER,)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from coremat.graph_decode import GraphDecoder
-from coremat.inference import TokenMarks
-from coremat.models import Adapter
-from coremat.patch import Session
-from coremat.stopwatch import Marks
+from coremat.decoding.graph_decoder import GraphDecoder
+from coremat.generate import TokenMarks
+from coremat.models.adapter import Adapter
+from coremat.runtime.session import Session
+from coremat.timers import Marks
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -53,7 +53,7 @@ def timed_generate(adapter: Adapter, session: Session, inputs: Inputs, new_token
 def timed_graph(
     adapter: Adapter, session: Session, decoder: GraphDecoder, inputs: Inputs, new_tokens: int
 ) -> AnswerTimes:
-    """The same answer from `coremat.graph_decode`, whose steps are alike: each gets an equal part of their time."""
+    """The same answer from a `GraphDecoder`, whose steps are alike: each gets an equal part of their time."""
     marks = Marks(adapter.model.device)
     with _marked(adapter, marks):
         marks.mark("start")
@@ -97,9 +97,9 @@ def _times(marks: Marks, session: Session, kv_bytes: int, steps: int = 0) -> Ans
 
 def _bytes(adapter: Adapter, cache: Any, new: int) -> int:
     """Of the columns that were there before the last `new` ones; an image's own keys, where they are, never grow."""
-    held = 0
+    total = 0
     for layer, kept in zip(adapter.layers, cache.layers, strict=True):
         grown = new if adapter.caches_text(layer) else 0
         tensors = [tensor for tensor in (kept.keys, kept.values) if tensor is not None]
-        held += sum(t[:, :, : t.shape[2] - grown].numel() * t.element_size() for t in tensors)
-    return held
+        total += sum(t[:, :, : t.shape[2] - grown].numel() * t.element_size() for t in tensors)
+    return total

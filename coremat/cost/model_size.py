@@ -1,7 +1,7 @@
 """How many parameters a model has, and where: counted on the empty shell that its Hugging Face config makes.
 
 No weight is made and no adapter is needed. What the vision tower computes is by formula, from the same shell and
-`coremat.profile.pictures`: 2 operations per multiply-add of matrix products, as in `coremat.flops`.
+`coremat.models.dummy_inputs`: 2 operations per multiply-add of matrix products, as in `coremat.cost.flops`.
 """
 
 from collections.abc import Iterable
@@ -10,22 +10,22 @@ from typing import Any
 
 from torch import nn
 
-from coremat.flops import DecoderShape
-from coremat.profile.pictures import TowerPass, picture_of
-from coremat.profile.random_weights import bare_model
+from coremat.models.architecture import bare_model
+from coremat.models.dummy_inputs import TowerPass, dummy_image
+from coremat.models.shape import DecoderShape
 
 PATCH_EMBEDDINGS = (nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One model's decoder, how many parameters it has where, and what one picture (`pictures`) costs it.
+    """One model's decoder, how many parameters it has where, and what one image (`models.dummy_inputs`) costs it.
 
     attention, ffn: of all decoder layers; norms: what else the decoder has. embedding: 0 where the head's weights
     serve. tower: everything before the projector, both towers where there are two. tower_flops, projector_flops: of one
-    picture; the tower's are those of all its layers, for Hugging Face runs them all, also those behind
-    `vision_feature_layer`. image_tokens: of one picture in the decoder's sequence. cross_layers: decoder layers that
-    look at a picture's `cross_keys` in place of the sequence.
+    image; the tower's are those of all its layers, for Hugging Face runs them all, also those behind
+    `vision_feature_layer`. image_tokens: of one image in the decoder's sequence. cross_layers: decoder layers that
+    look at an image's `cross_keys` in place of the sequence.
     """
 
     shape: DecoderShape
@@ -45,14 +45,14 @@ class ModelSize:
 
     @classmethod
     def of(cls, config: Any) -> "ModelSize":
-        """From a Hugging Face config. UnsupportedError for a family that `pictures` has not."""
-        picture, model = picture_of(config), bare_model(config, "meta")
+        """From a Hugging Face config. UnsupportedError for a family without a dummy image."""
+        dummy, model = dummy_image(config), bare_model(config, "meta")
         decoder = model.get_decoder()
         cross = [layer.cross_attn for layer in decoder.layers if hasattr(layer, "cross_attn")]
         attention = _parameters(cross + [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")])
         ffn = _parameters(layer.mlp for layer in decoder.layers)
         embedding, head = decoder.get_input_embeddings(), _parameters([model.lm_head])
-        projector = _parameters(model.get_submodule(name) for name in picture.run.projector)
+        projector = _parameters(model.get_submodule(name) for name in dummy.run.projector)
         own = _parameters([decoder])
         tied = embedding.weight is model.lm_head.weight
         return cls(
@@ -65,11 +65,11 @@ class ModelSize:
             embedding=0 if tied else embedding.weight.numel(),
             tower=_parameters([model]) - own - head * (not tied) - projector,
             projector=projector,
-            tower_flops=_tower_flops(model, picture.run),
-            projector_flops=_projector_flops(model, picture.run),
-            image_tokens=picture.tokens,
+            tower_flops=_tower_flops(model, dummy.run),
+            projector_flops=_projector_flops(model, dummy.run),
+            image_tokens=dummy.tokens,
             cross_layers=len(cross),
-            cross_keys=picture.cross_keys,
+            cross_keys=dummy.cross_keys,
         )
 
     @property
@@ -93,15 +93,15 @@ class ModelSize:
 
     @property
     def cross_values(self) -> int:
-        """Numbers that the cache holds for one picture, in the cross-attention layers."""
+        """Numbers that the cache holds for one image, in the cross-attention layers."""
         return 2 * self.cross_layers * self.shape.key_value * self.cross_keys
 
-    def cross_flops(self, tokens: int, ffn: int, reads_picture: bool) -> int:
-        """The cross-attention layers over some tokens; reads_picture: they make its keys and values too."""
+    def cross_flops(self, tokens: int, ffn: int, reads_image: bool) -> int:
+        """The cross-attention layers over some tokens; reads_image: they make its keys and values too."""
         shape = self.shape
         queries = 2 * shape.hidden * shape.attention + shape.neuron_weights * ffn
         pairs = 4 * tokens * self.cross_keys * shape.attention
-        keys = 2 * self.cross_keys * 2 * shape.hidden * shape.key_value * reads_picture
+        keys = 2 * self.cross_keys * 2 * shape.hidden * shape.key_value * reads_image
         return self.cross_layers * (2 * tokens * queries + pairs + keys)
 
 

@@ -1,4 +1,4 @@
-"""Operations of a prefill as PyTorch counts them while it runs, to hold the formula of `coremat.flops` against."""
+"""Operations of a prefill as PyTorch counts them while it runs, to hold the formula of `coremat.cost.flops` against."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from coremat.models import Adapter
+from coremat.models.adapter import Adapter
 
 
 def counted_prefill_flops(adapter: Adapter, inputs: Mapping[str, torch.Tensor]) -> int:

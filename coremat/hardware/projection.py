@@ -10,26 +10,27 @@ A pass through the model (the prefill, or one decode step) takes the sum of four
 Streamed, at every pass, is what the pass needs on the device beyond the device's memory. A prefill needs all weights,
 sparse or not. Decoding needs the resident set, of whose FFNs only core rows where neurons are pruned; they come by
 while the prefill streams, so moving them is not counted again. The overhead is the host's time per pass, and whatever
-else the figures of a device do not explain. `coremat.profile.calibration` says where these are from and how far off.
+else the figures of a device do not explain. `coremat.hardware.titanxp_calibration` says where these are from and how
+far off.
 """
 
 from dataclasses import dataclass
 
+from coremat.cost.workload import Workload
 from coremat.errors import UnsupportedError
-from coremat.profile.devices import GIB, DeviceProfile
-from coremat.profile.workload import Workload
+from coremat.hardware.profiles import GIB, DeviceProfile
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one pass asks of a device. touched: bytes that it reads or writes; held: bytes that it needs there."""
+    """What one pass asks of a device. touched: bytes that it reads or writes; resident: bytes that it needs there."""
 
     flops: float
     touched: float
-    held: float
+    resident: float
 
     def streamed(self, profile: DeviceProfile) -> float:
-        return min(self.touched, max(0.0, self.held - profile.usable_bytes))
+        return min(self.touched, max(0.0, self.resident - profile.usable_bytes))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def prefill_demand(workload: Workload) -> Demand:
     return Demand(
         flops=workload.vision_flops + workload.prefill_flops,
         touched=workload.vision_bytes + workload.prefill_bytes,
-        held=workload.prefill_resident_bytes,
+        resident=workload.prefill_resident_bytes,
     )
 
 

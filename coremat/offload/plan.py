@@ -1,4 +1,4 @@
-"""What a model needs on its device while FFN weights wait on the host (`coremat.offload`), part by part, beforehand.
+"""What a model needs on its device while FFN weights wait on the host, part by part, counted beforehand.
 
 Weights are counted from the model's tensors (it may be on the meta device), the rest by formula. What the driver and
 the libraries take for themselves is not in it, nor are the attention maps that "eager" attention writes.
@@ -11,16 +11,17 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from coremat.config import SparsityConfig
-from coremat.core_neurons import core_count
+from coremat.cost.schedule import Schedule
 from coremat.errors import ConfigError, UnsupportedError
-from coremat.models import Adapter, adapter_for
-from coremat.slabs import SLABS
+from coremat.methods.base import Method
+from coremat.models.adapter import Adapter
+from coremat.models.families import adapter_for
+from coremat.offload.double_buffer import BUFFERS
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 INDEX_BYTES = 8
-CHOOSING = 16  # bytes per activation of a layer: masks and a running count, while core neurons are chosen
+CHOOSING = 16  # bytes per activation of a layer: masks and a running count, while a method looks at them
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class MemoryPlan:
     """Bytes on the device, part by part.
 
     attention: the decoder layers without FFN weights; embedding: with the output head; vision: tower and projector;
-    ffn: FFN weights of all `layers`. workspace: core rows; slabs: room for FFN weights that visit. kv_cache: when it is
-    largest, at the end of the prefill or of the answer; dense_kv_cache: the dense model's. activations: of a layer in
-    the prefill, batch * tokens * item size * (8 hidden + 3 ffn); choosing: batch * tokens * ffn * `CHOOSING`.
+    ffn: FFN weights of all `layers`. workspace: core rows; buffers: room for FFN weights that visit. kv_cache: when it
+    is largest, at the end of the prefill or of the answer; dense_kv_cache: the dense model's. activations: of a layer
+    in the prefill, batch * tokens * item size * (8 hidden + 3 ffn); choosing: batch * tokens * ffn * `CHOOSING` for
+    methods that are shown activations in the decoder.
     """
 
     layers: int
@@ -39,7 +41,7 @@ class MemoryPlan:
     vision: int
     ffn: int
     workspace: int
-    slabs: int
+    buffers: int
     kv_cache: int
     dense_kv_cache: int
     activations: int
@@ -49,30 +51,27 @@ class MemoryPlan:
     def of(
         cls,
         model: nn.Module,
-        config: SparsityConfig,
-        batch: int,
-        tokens: int,
-        kept: int | None = None,
+        method: Method,
+        schedule: Schedule,
+        batch: int = 1,
         new_tokens: int = 1,
         dtype: torch.dtype | None = None,
     ) -> "MemoryPlan":
-        """tokens: of each prompt, with image tokens and padding; kept: of these, behind the pruning layer (all, if not
-        given: a knee is not known beforehand); dtype: that the model will have, if it is another than now."""
+        """schedule: of each prompt of the batch, padding among its text; dtype: that the model will have, if it is
+        another than now."""
         adapter = adapter_for(model)
         layers, shape, size = len(adapter.layers), adapter.shape, (dtype or adapter.model.dtype).itemsize
-        weights = _weights(adapter, dtype)
-        short = kept if kept is not None and config.prunes_tokens else tokens
-        prefill = config.prune_layer * tokens + (layers - config.prune_layer) * short
+        weights, tokens = _weights(adapter, dtype), schedule.prompt_tokens
         column = batch * 2 * shape.key_value * size
         return cls(
             layers=layers,
             **weights,
-            workspace=_workspace(config, batch, layers, shape.ffn, weights["ffn"]),
-            slabs=min(SLABS, layers) * weights["ffn"] // layers,
-            kv_cache=column * max(prefill, layers * (short + new_tokens)),
+            workspace=_workspace(method, batch, layers, shape.ffn, weights["ffn"]),
+            buffers=min(BUFFERS, layers) * weights["ffn"] // layers,
+            kv_cache=column * max(sum(schedule.tokens), sum(schedule.cached) + layers * new_tokens),
             dense_kv_cache=column * layers * (tokens + new_tokens),
             activations=batch * tokens * size * (8 * shape.hidden + 3 * shape.ffn),
-            choosing=batch * tokens * shape.ffn * CHOOSING * (config.prunes_tokens or config.prunes_neurons),
+            choosing=batch * tokens * shape.ffn * CHOOSING * _observes(method, layers),
         )
 
     @property
@@ -83,7 +82,7 @@ class MemoryPlan:
     @property
     def needed(self) -> int:
         """With the FFN weights of all layers on the host."""
-        return self.outside_ffn + self.workspace + self.slabs + self.kv_cache + self.activations + self.choosing
+        return self.outside_ffn + self.workspace + self.buffers + self.kv_cache + self.activations + self.choosing
 
     @property
     def dense(self) -> int:
@@ -94,8 +93,8 @@ class MemoryPlan:
         return self.dense <= limit
 
     def resident_layers(self, limit: int) -> int:
-        """How many layers' FFN weights fit beside what is needed; where all fit, there is no need of slabs."""
-        if self.needed - self.slabs + self.ffn <= limit:
+        """How many layers' FFN weights fit beside what is needed; where all fit, there is no need of buffers."""
+        if self.needed - self.buffers + self.ffn <= limit:
             return self.layers
         return max(0, (limit - self.needed) * self.layers // self.ffn)
 
@@ -106,13 +105,13 @@ class MemoryPlan:
         parts = {
             "weights outside the FFNs": self.outside_ffn,
             "core rows": self.workspace,
-            "slabs": self.slabs,
+            "buffers": self.buffers,
             "KV cache": self.kv_cache,
             "activations": self.activations + self.choosing,
         }
-        shares = ", ".join(f"{name} {_in_words(size)}" for name, size in parts.items() if size)
+        shares = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items() if size)
         raise UnsupportedError(
-            f"the memory limit is {_in_words(limit)}, but this model needs {_in_words(self.needed)}: {shares}."
+            f"the memory limit is {bytes_text(limit)}, but this model needs {bytes_text(self.needed)}: {shares}."
         )
 
 
@@ -155,13 +154,19 @@ def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * kind.itemsize
 
 
-def _workspace(config: SparsityConfig, batch: int, layers: int, neurons: int, ffn: int) -> int:
+def _workspace(method: Method, batch: int, layers: int, neurons: int, ffn: int) -> int:
     """Core rows of all layers and their numbers, for each sequence its own or one set for all."""
-    if not config.prunes_neurons:
+    if not method.takes("neurons"):
         return 0
-    sets = 1 if config.neuron_sets == "batch" else batch
-    return sets * core_count(neurons, config.beta) * (ffn // neurons + layers * INDEX_BYTES)
+    sets = 1 if method.shares_neurons() else batch
+    return sets * method.neuron_count(neurons) * (ffn // neurons + layers * INDEX_BYTES)
 
 
-def _in_words(size: int) -> str:
+def _observes(method: Method, layers: int) -> bool:
+    """Whether activations of decoder layers are shown to the method while it chooses."""
+    in_decoder = any(stage.after for stage in method.pruning_stages(layers))
+    return in_decoder or method.takes("neurons") or method.takes("edit_cache")
+
+
+def bytes_text(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

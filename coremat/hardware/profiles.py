@@ -1,4 +1,4 @@
-"""Devices by their data sheets, for times that are projected rather than measured: one JSON file each.
+"""Device profiles: devices by their data sheets, for times that are projected rather than measured: one JSON file each.
 
 The shipped files are in `devices/`; a user's own has the same fields. Memory is in GiB (a data sheet's "12 GB" of a
 graphics card are 12 GiB, within a per cent), rates are decimal, and rates of tensor cores are those of dense matrices.
@@ -120,7 +120,7 @@ def _check_rates(tflops: object) -> None:
 @cache
 def shipped_devices() -> dict[str, DeviceProfile]:
     """The profiles that come with coremat, by name."""
-    folder = Path(str(resources.files("coremat.profile"))) / "devices"
+    folder = Path(str(resources.files("coremat.hardware"))) / "devices"
     return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
 
 

@@ -8,8 +8,8 @@ How the table is read, in the calibration and in the check:
 - Its decode latencies are of 64 tokens: 0.845 "GFLOPs" are 64 times the 13.2 GFLOP of one dense token, in TFLOP. The
   step in the middle stands for their mean.
 - Bytes are those of LLaVA-1.5-7B with the kept tokens that the KV column says and the share of FFN that the FFN column
-  says (0.2 for CoreMatching). Units: see `coremat.profile.workload`.
-- Operations are those printed. For the prefill they are, in the convention of `coremat.flops`, those of a prompt of 755
+  says (0.2 for CoreMatching). Units: see `coremat.cost.workload`.
+- Operations are those printed. For the prefill they are, as `coremat.cost.flops` counts, those of a prompt of 755
   tokens (10.1 TFLOPs). The formula gives 8.5 for 576 + 34 tokens with the vision tower, so projecting such a prompt
   gives a shorter prefill than the table's row. For decoding those of CoreMatching fit neurons 0.35 to 0.4 rather than
   the FFN column's 0.2; arithmetic is 1 ms of a decode step either way.
@@ -21,13 +21,14 @@ from functools import cache
 
 import numpy
 
-from coremat.config import SparsityConfig
-from coremat.profile.devices import GIB, DeviceProfile, profile_of
-from coremat.profile.model_size import ModelSize
-from coremat.profile.projected import Demand, decode_demand, pass_time, prefill_demand
-from coremat.profile.shipped_config import shipped_config
-from coremat.profile.workload import Workload
-from coremat.results.paper import paper_table
+from coremat.cost.model_size import ModelSize
+from coremat.cost.schedule import Schedule
+from coremat.cost.workload import Workload
+from coremat.hardware.profiles import GIB, DeviceProfile, profile_of
+from coremat.hardware.projection import Demand, decode_demand, pass_time, prefill_demand
+from coremat.methods.corematching.corematching import CoreMatching
+from coremat.models.architecture import shipped_config
+from coremat.results.paper.printed import paper_table
 
 MODEL, DEVICE, DTYPE = "llava-1.5-7b", "titanxp", "float16"
 PAPER_GB = 1000 * 2**20
@@ -101,10 +102,9 @@ def paper_workload(method: str) -> Workload:
     per_token = 2 * size.kv_values
     kept = round(row["kv_cache_mb"] * PAPER_MIB / per_token) - TEXT_TOKENS
     share = row["ffn_gb"] / dense["ffn_gb"]
-    config = SparsityConfig(
-        tokens="all" if kept == size.image_tokens else kept, neurons="all" if share == 1 else "core", beta=share
-    )
-    return Workload(size, config, size.image_tokens, kept, TEXT_TOKENS, dtype=DTYPE)
+    row_method = CoreMatching(tokens="all" if kept == size.image_tokens else kept, beta=share)
+    schedule = Schedule.of(row_method, size.layers, size.shape.ffn, size.image_tokens, TEXT_TOKENS)
+    return Workload(size, schedule, dtype=DTYPE)
 
 
 @cache

@@ -1,15 +1,15 @@
-"""From the times of a side, or from a projection, to the rows of a bench record, each with its physical limit."""
+"""From the times of a variant, or from a projection, to the rows of a bench record, each beside its bound."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coremat.profile.devices import DeviceProfile
-from coremat.profile.machine import Machine
-from coremat.profile.projected import Demand, pass_time, projected_decode, projected_end_to_end, projected_prefill
-from coremat.profile.timing import AnswerTimes
-from coremat.profile.workload import Workload, decode_limit, prefill_limit
-from coremat.results.bench_rows import (
+from coremat.bench.timing import AnswerTimes
+from coremat.cost.workload import Workload, decode_bound, prefill_bound
+from coremat.hardware.profiles import DeviceProfile
+from coremat.hardware.projection import Demand, pass_time, projected_decode, projected_end_to_end, projected_prefill
+from coremat.hardware.roofline import Roofline
+from coremat.results.record.bench_rows import (
     DECODE,
     END_TO_END,
     GATHERING,
@@ -25,8 +25,8 @@ MIB, GB = 2**20, 10**9
 
 
 @dataclass(frozen=True)
-class Found:
-    """A side as it was run: what it had to do, what dense had to do, and on what machine.
+class Measurement:
+    """A variant as it was run: its work, the dense model's, and the roofline of the device.
 
     counted: operations of its prefill by torch's count, None if not counted.
     """
@@ -35,7 +35,7 @@ class Found:
     decoder: str
     workload: Workload
     dense: Workload
-    machine: Machine
+    roofline: Roofline
     new_tokens: int
     counted: int | None = None
 
@@ -45,34 +45,34 @@ class Found:
         return max(1, self.new_tokens // 2)
 
     def row(self, phase: str, **more: Any) -> BenchRow:
-        """A row of this side; `more` has its times, and new_tokens where they are not all."""
-        work = self.workload
-        shape = {"layers": work.size.layers, "prompt_tokens": work.prompt_tokens, "batch_size": work.batch_size}
-        tokens = {"image_tokens": work.image_tokens, "image_tokens_kept": work.image_tokens_kept}
+        """A row of this variant; `more` has its times, and new_tokens where they are not all."""
+        work, plan = self.workload, self.workload.schedule
+        shape = {"layers": work.size.layers, "prompt_tokens": plan.prompt_tokens, "batch_size": work.batch_size}
+        tokens = {"image_tokens": plan.image_tokens, "image_tokens_kept": plan.image_tokens_kept}
         neurons = {"neurons": work.size.shape.ffn, "neurons_kept": work.neurons}
         sizes = {"new_tokens": self.new_tokens, **shape, **tokens, **neurons}
-        return BenchRow(method=self.spec, decoder=self.decoder, phase=phase, **(sizes | self.limits(phase) | more))
+        return BenchRow(method=self.spec, decoder=self.decoder, phase=phase, **(sizes | self.bounds(phase) | more))
 
-    # --- limits -------------------------------------------------------------------------------------------------
+    # --- bounds -------------------------------------------------------------------------------------------------
 
-    def limits(self, phase: str) -> dict[str, float | None]:
+    def bounds(self, phase: str) -> dict[str, float | None]:
         """Operations, bytes, the least time, and what they allow over dense; nothing for parts that need not be."""
         work, dense = self.workload, self.dense
         if phase == VISION:
-            return self._limits(work.vision_flops, work.vision_bytes, 1.0)
+            return self._bounds(work.vision_flops, work.vision_bytes, 1.0)
         if phase == PREFILL:
-            least = self._limits(work.prefill_flops, work.prefill_bytes, prefill_limit(dense, work))
+            least = self._bounds(work.prefill_flops, work.prefill_bytes, prefill_bound(dense, work))
             return least | {"flops_counted": self.counted}
         if phase == DECODE:
             step = self.middle
-            return self._limits(work.decode_flops(step), work.decode_bytes(step), decode_limit(dense, work, step))
+            return self._bounds(work.decode_flops(step), work.decode_bytes(step), decode_bound(dense, work, step))
         return {}
 
-    def _limits(self, flops: float, moved: float, speedup: float) -> dict[str, float | None]:
-        least = self.machine.limit_seconds(flops, moved)
+    def _bounds(self, flops: float, moved: float, speedup: float) -> dict[str, float | None]:
+        least = self.roofline.bound_seconds(flops, moved)
         return {"flops": flops, "bytes": moved, "limit_ms": 1000 * least, "limit_speedup": speedup}
 
-    def end_to_end_limits(self, length: int) -> dict[str, float | None]:
+    def end_to_end_bounds(self, length: int) -> dict[str, float | None]:
         """The sums over vision, prefill and steps; what they allow is dense's least time over this one's."""
         least = 1000 * self._least(self.workload, length)
         return {"limit_ms": least, "limit_speedup": 1000 * self._least(self.dense, length) / least}
@@ -80,10 +80,10 @@ class Found:
     def _least(self, work: Workload, length: int) -> float:
         parts = [(work.vision_flops, work.vision_bytes), (work.prefill_flops, work.prefill_bytes)]
         parts += [(work.decode_flops(step), work.decode_bytes(step)) for step in range(1, length)]
-        return sum(self.machine.limit_seconds(flops, moved) for flops, moved in parts)
+        return sum(self.roofline.bound_seconds(flops, moved) for flops, moved in parts)
 
 
-def measured_rows(found: Found, times: Sequence[AnswerTimes]) -> Iterator[BenchRow]:
+def measured_rows(measurement: Measurement, times: Sequence[AnswerTimes]) -> Iterator[BenchRow]:
     parts: Mapping[str, Callable[[AnswerTimes], float | None]] = {
         VISION: lambda one: one.vision,
         PREFILL: lambda one: one.prefill,
@@ -94,34 +94,34 @@ def measured_rows(found: Found, times: Sequence[AnswerTimes]) -> Iterator[BenchR
     for phase, part in parts.items():
         seconds = [part(one) for one in times]
         if any(seconds):  # a dense model chooses and copies nothing, and one token takes no step
-            yield found.row(phase, samples_ms=[1000 * s for s in seconds if s is not None])
-    for length in lengths_up_to(found.new_tokens):
+            yield measurement.row(phase, samples_ms=[1000 * s for s in seconds if s is not None])
+    for length in lengths_up_to(measurement.new_tokens):
         ends = [1000 * one.tokens[length - 1] for one in times]
-        yield found.row(END_TO_END, new_tokens=length, samples_ms=ends, **found.end_to_end_limits(length))
+        yield measurement.row(END_TO_END, new_tokens=length, samples_ms=ends, **measurement.end_to_end_bounds(length))
 
 
-def projected_rows(found: Found, profile: DeviceProfile) -> Iterator[BenchRow]:
+def projected_rows(measurement: Measurement, profile: DeviceProfile) -> Iterator[BenchRow]:
     """The tower's own arithmetic and bytes apart; the overhead of the pass and what is streamed are the prefill's."""
-    work = found.workload
+    work = measurement.workload
     vision = pass_time(Demand(work.vision_flops, work.vision_bytes, 0), profile, work.dtype)
     vision_ms = 1000 * (vision.arithmetic + vision.memory)
-    yield found.row(VISION, projected_ms=vision_ms)
-    yield found.row(PREFILL, projected_ms=1000 * projected_prefill(work, profile).seconds - vision_ms)
-    if found.new_tokens > 1:
-        yield found.row(DECODE, projected_ms=1000 * projected_decode(work, profile, found.middle).seconds)
-    for length in lengths_up_to(found.new_tokens):
-        whole = 1000 * projected_end_to_end(work, profile, length)
-        yield found.row(END_TO_END, new_tokens=length, projected_ms=whole, **found.end_to_end_limits(length))
+    yield measurement.row(VISION, projected_ms=vision_ms)
+    yield measurement.row(PREFILL, projected_ms=1000 * projected_prefill(work, profile).seconds - vision_ms)
+    if measurement.new_tokens > 1:
+        yield measurement.row(DECODE, projected_ms=1000 * projected_decode(work, profile, measurement.middle).seconds)
+    for length in lengths_up_to(measurement.new_tokens):
+        whole, bounds = 1000 * projected_end_to_end(work, profile, length), measurement.end_to_end_bounds(length)
+        yield measurement.row(END_TO_END, new_tokens=length, projected_ms=whole, **bounds)
 
 
 def memory_row(
-    found: Found, kv_bytes: int | None = None, workspace: int | None = None, peak: int | None = None
+    measurement: Measurement, kv_bytes: int | None = None, workspace: int | None = None, peak: int | None = None
 ) -> BenchMemory:
     """kv_bytes: of the cache after the prefill, as measured; left out where nothing was run."""
-    work = found.workload
+    work = measurement.workload
     return BenchMemory(
-        method=found.spec,
-        decoder=found.decoder,
+        method=measurement.spec,
+        decoder=measurement.decoder,
         batch_size=work.batch_size,
         kv_cache_mib=None if kv_bytes is None else kv_bytes / MIB,
         kv_cache_mib_paper=work.paper_kv_bytes / MIB,

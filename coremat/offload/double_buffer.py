@@ -1,7 +1,7 @@
-"""Weights that pass through a few slabs of device memory, layer after layer, copied beside the computation.
+"""A double buffer: weights visit the device layer after layer, copied asynchronously beside the computation.
 
-With two slabs one is filled while the other is computed with. A layer's copy is asked for when the second layer before
-it is done, so it is under way during the whole layer in between, and the link to the host never rests.
+One buffer is filled while the other is computed with. A layer's copy is asked for when the second layer before it
+is done, so it is under way during the whole layer in between, and the link to the host never rests.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-SLABS = 2
+BUFFERS = 2
 
 
 class Copier:
@@ -34,9 +34,9 @@ class StreamCopier(Copier):
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
-        self._ready = [torch.cuda.Event() for _ in range(SLABS)]
-        self._free = [torch.cuda.Event() for _ in range(SLABS)]
-        for slot in range(SLABS):
+        self._ready = [torch.cuda.Event() for _ in range(BUFFERS)]
+        self._free = [torch.cuda.Event() for _ in range(BUFFERS)]
+        for slot in range(BUFFERS):
             self.release(slot)
 
     def copy(self, slot: int, target: torch.Tensor, source: torch.Tensor) -> None:
@@ -59,44 +59,44 @@ def copier_for(device: torch.device) -> Copier:
     return StreamCopier(device) if device.type == "cuda" else Copier()
 
 
-class SlabRing:
-    """Layers go through the slabs round and round: the end of one pass fetches the first layers of the next.
+class DoubleBuffer:
+    """Layers go through the buffers round and round: the end of one pass fetches the first layers of the next.
 
-    host: [layers, ...]; slabs: [SLABS or fewer, ...] on the device. bytes_moved: from host to device so far, with the
-    slabs' first filling.
+    host: [layers, ...]; buffers: [BUFFERS or fewer, ...] on the device. bytes_moved: from host to device so far, with
+    the buffers' first filling.
     """
 
-    def __init__(self, host: torch.Tensor, slabs: torch.Tensor, copier: Copier) -> None:
-        self.host, self.slabs, self._copier = host, slabs, copier
+    def __init__(self, host: torch.Tensor, buffers: torch.Tensor, copier: Copier) -> None:
+        self.host, self.buffers, self._copier = host, buffers, copier
         self.bytes_moved = 0
-        self._holds: list[int] = [-1] * len(slabs)
+        self._holds: list[int] = [-1] * len(buffers)
         self._start_at(0)
 
     @contextmanager
     def on_device(self, number: int) -> Iterator[torch.Tensor]:
-        """The slab that holds this layer; after the block it is given to the next layer that has none."""
+        """The buffer that holds this layer; after the block it is given to the next layer that has none."""
         if number not in self._holds:
             self._start_at(number)
         slot = self._holds.index(number)
         self._copier.wait(slot)
         try:
-            yield self.slabs[slot]
+            yield self.buffers[slot]
         finally:
             self._copier.release(slot)
-            self._fetch(slot, number + len(self.slabs))
+            self._fetch(slot, number + len(self.buffers))
 
     def _start_at(self, number: int) -> None:
         """At first, and when a pass was broken off or goes through the layers in another order."""
-        for slot in range(len(self.slabs)):
+        for slot in range(len(self.buffers)):
             self._fetch(slot, number + slot)
 
     def _fetch(self, slot: int, number: int) -> None:
         number %= len(self.host)
-        self._copier.copy(slot, self.slabs[slot], self.host[number])
+        self._copier.copy(slot, self.buffers[slot], self.host[number])
         self._holds[slot] = number
         self.bytes_moved += self.host[number].nbytes
 
     def close(self) -> None:
         """Let go of the memory on both sides, once nothing reads or writes it any more."""
         self._copier.finish()
-        self.host = self.slabs = torch.empty(0)
+        self.host = self.buffers = torch.empty(0)
