@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from coremat.errors import UnsupportedError
-from coremat.loading import LoadedModel
-from coremat.results.record import write_atomic
+from coremat.models.load import LoadedModel
+from coremat.results.record.eval import write_atomic
 
 LEAST_SIDE = 384  # px; smaller images are enlarged, so that single tokens can be told apart
 DIM = 0.25  # brightness of what was dropped
@@ -38,7 +38,7 @@ def seen_pixels(loaded: LoadedModel, image: Image.Image) -> np.ndarray:
 
 def save_overlay(loaded: LoadedModel, image: Image.Image, kept: Sequence[int], path: Path) -> None:
     """Write the overlay as PNG. Raises OutputError where the file can't be written."""
-    from coremat.models import adapter_for
+    from coremat.models.families import adapter_for
 
     tokens = adapter_for(loaded.model).image_tokens
     if tokens is None:

@@ -59,7 +59,7 @@ class TaskInfo:
 
     tasks: lmms-eval's, one or several, which are averaged. folder: of their YAML. scores: the main one first; none: as
     the YAML has them. questions: in the whole split. prompt: what is put before or behind a question. judge: graded by
-    another model. video: asks about videos. together: questions that are scored as one. unlike: why the score is not
+    another model. video: asks about videos. together: questions that are scored as one. caveat: why the score is not
     quite the paper's.
     """
 
@@ -74,7 +74,7 @@ class TaskInfo:
     judge: bool = False
     video: bool = False
     together: int = 1
-    unlike: str = ""
+    caveat: str = ""
 
     @property
     def needs_judge(self) -> bool:
@@ -89,7 +89,7 @@ class TaskInfo:
 
 def _bundled(name: str, folder: str, summary: str, questions: int, *metrics: str) -> TaskInfo:
     scores = tuple(Score(metric) for metric in metrics)
-    return TaskInfo(name, summary, HERE / folder, (name,), scores, questions=questions)
+    return TaskInfo(name, summary, HERE / "bundled" / folder, (name,), scores, questions=questions)
 
 
 def _lmms_eval(folder: str) -> Path:
@@ -123,7 +123,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         Data(f"{HUB}/VQAv2", ("validation",), size=44_800_000_000, size_of="with all splits"),
         214_354,
         SHORT,
-        unlike=SERVER.format("test-dev", "validation"),
+        caveat=SERVER.format("test-dev", "validation"),
     )
     yield TaskInfo(
         "gqa",
@@ -154,7 +154,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         Data(f"{HUB}/textvqa", ("validation",), size=920_000_000),
         5_000,
         f"with the OCR tokens {SHORT}",
-        unlike="a question is in small letters but for its first",
+        caveat="a question is in small letters but for its first",
     )
     yield TaskInfo(
         "pope",
@@ -165,7 +165,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         Data(f"{HUB}/POPE", ("adversarial", "popular", "random"), ("Full",), 255_022_914),
         9_000,
         SHORT,
-        unlike="an answer must be yes or no; the paper's evaluation searches its first sentence for a no",
+        caveat="an answer must be yes or no; the paper's evaluation searches its first sentence for a no",
     )
     yield TaskInfo(
         "mme",
@@ -187,7 +187,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         Data(f"{HUB}/MMBench", ("dev",), ("en",), 96_600_000),
         4_329,
         LETTER,
-        unlike="answers that name no option are matched by rules here, by a language model on the paper's server",
+        caveat="answers that name no option are matched by rules here, by a language model on the paper's server",
     )
     yield TaskInfo(
         "seed",
@@ -208,7 +208,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         Data(f"{HUB}/VizWiz-VQA", ("val",), size=2_079_513_742),
         4_319,
         f"... insufficient, respond with 'Unanswerable' {SHORT}",
-        unlike=SERVER.format("test-dev", "validation"),
+        caveat=SERVER.format("test-dev", "validation"),
     )
     yield TaskInfo(
         "mmvet",
@@ -220,7 +220,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         218,
         QUESTIONS_AS_THEY_ARE,
         judge=True,
-        unlike=JUDGE.format("GPT-4"),
+        caveat=JUDGE.format("GPT-4"),
     )
     for name, summary, config, questions, size in (
         ("docvqa", "DocVQA: questions on scanned documents", "DocVQA", 5_349, 2_532_447_207),
@@ -235,7 +235,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
             Data(f"{HUB}/DocVQA", ("validation",), (config,), size, "unpacked"),
             questions,
             SHORT,
-            unlike="the paper names no split; here validation",
+            caveat="the paper names no split; here validation",
         )
     yield TaskInfo(
         "chartqa",
@@ -260,7 +260,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         Data("echo840/OCRBench", ("test",), size=67_576_988),
         1_000,
         QUESTIONS_AS_THEY_ARE,
-        unlike="divided by 1,000 also where --limit asks fewer",
+        caveat="divided by 1,000 also where --limit asks fewer",
     )
     yield TaskInfo(
         "ai2d",
@@ -277,7 +277,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         yield TaskInfo(
             f"{name}-qa",
             f"{folder}-QA: short questions on videos; exact match needs no judge",
-            HERE / "video_qa",
+            HERE / "bundled" / "video_qa",
             (f"{name}_qa",),
             (*(Score(s.metric, s.scale, (s.column or "").format(name)) for s in judged), Score("exact_match")),
             Data(f"{VIDEOS}/{folder}_Zero_Shot_QA", ("test",)),
@@ -285,7 +285,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
             QUESTIONS_AS_THEY_ARE,
             judge=True,
             video=True,
-            unlike=JUDGE.format("GPT-3.5"),
+            caveat=JUDGE.format("GPT-3.5"),
         )
     yield TaskInfo(
         "activitynet-qa",
@@ -301,7 +301,7 @@ def _paper_tasks() -> Iterable[TaskInfo]:
         SHORT,
         judge=True,
         video=True,
-        unlike=JUDGE.format("GPT-3.5"),
+        caveat=JUDGE.format("GPT-3.5"),
     )
 
 
@@ -331,6 +331,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "paper-table-8": ("textvqa", "mme", "vqav2", "vizwiz", "pope", "gqa"),
     }
 )
+# By a task's name, ours or lmms-eval's, and its metric. What is not here stays as lmms-eval gives it.
+SCALES: Mapping[tuple[str, str], float] = MappingProxyType(
+    {
+        (name, score.metric): score.scale
+        for task in TASKS.values()
+        for name in (task.name, *task.tasks)
+        for score in task.scores
+    }
+)
 
 _NAME = re.compile(r"^(?:task|group)[ \t]*:[ \t]*[\"']?([\w.-]+)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE)
 
@@ -348,7 +357,7 @@ def resolve_task(name: str) -> TaskInfo:
     folders, own = lmms_eval_tasks(), name.removeprefix(FOREIGN)
     if own not in folders:
         raise UnknownNameError("task", name, (*TASKS, *GROUPS, *sorted(folders)))
-    return TaskInfo(name, "from lmms-eval", folders[own], (own,), unlike="asked as lmms-eval asks")
+    return TaskInfo(name, "from lmms-eval", folders[own], (own,), caveat="asked as lmms-eval asks")
 
 
 @cache

@@ -1,0 +1,1 @@
+"""How questions, images and videos are put before a model."""

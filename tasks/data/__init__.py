@@ -1,0 +1,1 @@
+"""Datasets: local copies, what is missing there, and fetching from the hub."""

@@ -1,0 +1,1 @@
+"""The measured runs under `results/reference`: `make reference` and `make bench`."""

@@ -1,0 +1,1 @@
+"""An evaluation from its plan to its record: runner, journal, ranks, rows."""
