@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas
 
 from coremat.errors import UnknownNameError
+from coremat.names import DENSE
 from coremat.results.statistics import paired_bootstrap, standard_error
 
 LENGTHS = ((1, 3), (4, 9), (10, 10_000))  # tokens of the dense answer, end token included
@@ -30,7 +31,7 @@ def accuracy_by(samples: pandas.DataFrame, column: str) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def with_answer_length(samples: pandas.DataFrame, reference: str = "dense") -> pandas.DataFrame:
+def with_answer_length(samples: pandas.DataFrame, reference: str = DENSE) -> pandas.DataFrame:
     """`samples` with a column `answer_tokens`: the class of length of the reference method's answer to the question."""
     own = samples[samples["method"] == _known(samples, reference)]
     lengths = own.set_index(["task", "doc_id"])["new_tokens"].map(_length_class)

@@ -7,9 +7,9 @@ whole model gives no row, but a note that says why.
 from collections.abc import Iterator
 from typing import Any
 
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import DECODE, PREFILL, BenchRow, Setup
-from coremat.results.tables import PROJECTED_NOTE
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import DECODE, PREFILL, BenchRow, Setup
+from coremat.results.tables.eval import PROJECTED_NOTE
 
 MEASURED, PROJECTED = "measured", "projected"
 PAPER_TOKENS = 64  # new tokens behind the paper's decode columns: 0.845 TFLOP are 64 times 13.2 GFLOP

@@ -1,4 +1,4 @@
-"""A table as a value, its four forms (rich, markdown, CSV, LaTeX), and the table of an evaluation.
+"""A table as a value, its forms in files (markdown, CSV, LaTeX), and the table of an evaluation.
 
 Cells are texts, rounded for reading; the raw numbers go along for the CSV. What was not measured is an
 empty cell everywhere.
@@ -10,13 +10,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from coremat.errors import UnknownNameError
-from coremat.results.record import ROW_FIELDS, Record, Row, write_text_atomic
-
-if TYPE_CHECKING:
-    import rich.table
+from coremat.results.record.eval import ROW_FIELDS, Record, Row, write_text_atomic
 
 PROJECTED_MARK = "~"  # before every number that was projected, not measured
 PROJECTED_NOTE = f"{PROJECTED_MARK}: projected onto a device by its data, not measured."
@@ -47,6 +44,7 @@ class Table:
     """`rows` are the cells as shown; `raw` the values behind them, under `raw_names`, None where there is none.
 
     `section`: the column whose change of value begins a new group of rows; None: no groups.
+    `label_count`: see `labels`.
     """
 
     title: str
@@ -56,6 +54,19 @@ class Table:
     raw: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
     section: int | None = 0
+    label_count: int | None = None
+
+    @property
+    def labels(self) -> int:
+        """How many columns, from the first on, say which row it is: the leading texts where nothing is said."""
+        if self.label_count is not None:
+            return self.label_count
+        return next((number for number, column in enumerate(self.columns) if column.numeric), len(self.columns))
+
+    def section_ends(self) -> list[bool]:
+        """For each row, whether another section follows it."""
+        keys = ["" if self.section is None else row[self.section] for row in self.rows]
+        return [key != following for key, following in zip(keys, [*keys[1:], *keys[-1:]], strict=True)]
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -118,7 +129,7 @@ def to_latex(table: Table) -> str:
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}"]
     lines += [rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in table.columns)}}}"]
     lines += [r"\toprule", _latex_row(_latex_heading(column.heading) for column in table.columns), r"\midrule"]
-    for row, last in zip(table.rows, _section_ends(table), strict=True):
+    for row, last in zip(table.rows, table.section_ends(), strict=True):
         lines += [_latex_row(map(_latex, row)), *([r"\midrule"] if last else [])]
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\smallskip{{\footnotesize {_latex(note)}\par}}" for note in table.notes]
@@ -138,30 +149,6 @@ def _latex_heading(heading: str) -> str:
     return rf"\shortstack{{{lines}}}" if "\n" in heading else lines
 
 
-def _section_ends(table: Table) -> list[bool]:
-    """For each row, whether another section follows it."""
-    keys = ["" if table.section is None else row[table.section] for row in table.rows]
-    return [key != following for key, following in zip(keys, [*keys[1:], *keys[-1:]], strict=True)]
-
-
-def to_rich(table: Table) -> "rich.table.Table":
-    """For the terminal: numbers are never cut, long names fold."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(title=Text(table.title, style="bold"), box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False)
-    shown.caption = Text("\n".join(["", *table.notes]), style="dim")
-    shown.caption_justify = "left"
-    for column in table.columns:
-        justify: Literal["left", "right"] = "right" if column.numeric else "left"
-        heading = Text(column.heading, justify=justify)
-        shown.add_column(heading, justify=justify, no_wrap=column.numeric, overflow="fold")
-    for row, last in zip(table.rows, _section_ends(table), strict=True):
-        shown.add_row(*map(Text, row), end_section=last)
-    return shown
-
-
 FORMS: Mapping[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
@@ -172,7 +159,7 @@ def eval_table(record: Record) -> Table:
     return Table(
         title=f"{record.model}: methods side by side",
         columns=tuple(column for column, _ in EVAL_COLUMNS),
-        rows=tuple(tuple(show(row) for _, show in EVAL_COLUMNS) for row in rows),
+        rows=tuple(tuple(show(record, row) for _, show in EVAL_COLUMNS) for row in rows),
         raw_names=ROW_FIELDS,
         raw=tuple(tuple(asdict(row).values()) for row in rows),
         notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows), *_remarks(record.config)),
@@ -186,7 +173,9 @@ def skipped_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
-    """What did not go as asked, and where a task is not quite the paper's."""
+    """Scores on a scale of their own, what did not go as asked, and where a task is not quite the paper's."""
+    for task, metrics in config.get("own_scale", {}).items():
+        yield f"{task}: {', '.join(metrics)} as lmms-eval gives it, which is not made per cent."
     yield from skipped_notes(config)
     broken = [f"{one['task']} {one['doc_id']}" for one in config.get("broken", ())]
     if broken:
@@ -197,9 +186,11 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{task}: {remark}." for task, remark in config.get("notes", {}).items())
 
 
-def _score(row: Row) -> str:
-    error = f" ± {row.stderr:.1f}" if row.stderr is not None else ""
-    return "" if row.score is None else f"{row.score:.1f}{error}"
+def _score(record: Record, row: Row) -> str:
+    """To a tenth of a point; on lmms-eval's own scale, which may end at 1, to a thousandth."""
+    decimals = 3 if record.has_own_scale(row.task, row.metric) else 1
+    error = f" ± {fixed(row.stderr, decimals)}" if row.stderr is not None else ""
+    return "" if row.score is None else f"{fixed(row.score, decimals)}{error}"
 
 
 def _of(part: str, whole: str, sign: str) -> str:
@@ -207,25 +198,26 @@ def _of(part: str, whole: str, sign: str) -> str:
     return f"{part}{sign}{whole}" if part or whole else ""
 
 
-EVAL_COLUMNS: tuple[tuple[Column, Callable[[Row], str]], ...] = (
-    (Column("method", numeric=False), lambda row: row.method),
-    (Column("task", numeric=False), lambda row: row.task),
-    (Column("metric", numeric=False), lambda row: row.metric),
+EVAL_COLUMNS: tuple[tuple[Column, Callable[[Record, Row], str]], ...] = (
+    (Column("method", numeric=False), lambda _, row: row.method),
+    (Column("task", numeric=False), lambda _, row: row.task),
+    (Column("metric", numeric=False), lambda _, row: row.metric),
     (Column("score"), _score),
-    (Column("samples"), lambda row: str(row.samples)),
-    (Column("image\ntokens"), lambda row: _of(count(row.image_tokens), count(row.image_tokens_kept), "→")),
-    (Column("neurons\nkept of"), lambda row: _of(count(row.neurons_kept), count(row.neurons), "/")),
-    (Column("prefill\nTFLOPs"), lambda row: significant(row.prefill_tflops)),
-    (Column("KV\nMiB"), lambda row: significant(row.kv_cache_mib)),
-    (Column("prefill\nms"), lambda row: significant(row.prefill_ms)),
-    (Column("decode\nms/tok"), lambda row: significant(row.decode_ms_per_token)),
-    (Column("select\nms"), lambda row: significant(row.selection_ms)),
-    (Column("agree\n%"), lambda row: fixed(row.agreement_with_dense)),
+    (Column("samples"), lambda _, row: str(row.samples)),
+    (Column("image\ntokens"), lambda _, row: _of(count(row.image_tokens), count(row.image_tokens_kept), "→")),
+    (Column("neurons\nkept of"), lambda _, row: _of(count(row.neurons_kept), count(row.neurons), "/")),
+    (Column("prefill\nTFLOPs"), lambda _, row: significant(row.prefill_tflops)),
+    (Column("KV\nMiB"), lambda _, row: significant(row.kv_cache_mib)),
+    (Column("first\ntoken ms"), lambda _, row: significant(row.first_token_ms)),
+    (Column("decode\nms/tok"), lambda _, row: significant(row.decode_ms_per_token)),
+    (Column("select\nms"), lambda _, row: significant(row.selection_ms)),
+    (Column("agree\n%"), lambda _, row: fixed(row.agreement_with_dense)),
 )
 
 EVAL_NOTE = (
     "score: mean ± standard error, in per cent (MME: points; a judge's scores of answers on videos: 0 to 5); "
-    "image tokens: seen → kept; neurons: per decoder layer; agree: answers equal to those of dense."
+    "image tokens: seen → kept; neurons: per decoder layer; first token: from the start of generate, vision tower "
+    "included, over the batch's rows; agree: answers equal to those of dense."
 )
 
 

@@ -1,7 +1,7 @@
 """The run record: what one evaluation measured, as `DIR/record.json`, and its answers in `DIR/samples.jsonl`.
 
 Other tools read both files, so the names in `Row` are fixed for `SCHEMA`: a field that is added or that
-changes its meaning raises it.
+changes its name or meaning raises it. What was written under an older schema is read under the names of today.
 """
 
 import json
@@ -10,13 +10,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
-
-import pandas
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from coremat.errors import OutputError, RecordError
+from coremat.results.record.methods import config_of_schema_1
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 2
 RECORD_FIELDS = ("schema", "kind", "model", "rows", "config", "environment")
 JSON_NAMES: Mapping[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 RECORD_FILE = "record.json"
@@ -29,9 +31,12 @@ Entry = TypeVar("Entry")
 class Row:
     """One method on one task. `None`: not measured. Counts are means over samples, times are medians.
 
-    score, stderr: per cent; MME's in points, a judge's scores of answers on videos from 0 to 5.
+    score, stderr: per cent; MME's in points, a judge's scores of answers on videos from 0 to 5, and those of which
+    `Record.has_own_scale` says so as lmms-eval gave them.
     agreement_with_dense: per cent. image_tokens: seen, of which image_tokens_kept.
     neurons: FFN neurons of a decoder layer, of which neurons_kept. kv_cache_mib: after prefill, all layers.
+    first_token_ms: from the start of `generate` until the scores of the first new token are there, vision tower
+    included, divided by the rows of the batch; it is not a bench's prefill, which is the decoder's, of the whole batch.
     """
 
     method: str
@@ -46,7 +51,7 @@ class Row:
     neurons_kept: float | None = None
     prefill_tflops: float | None = None
     kv_cache_mib: float | None = None
-    prefill_ms: float | None = None
+    first_token_ms: float | None = None
     decode_ms_per_token: float | None = None
     selection_ms: float | None = None
     agreement_with_dense: float | None = None
@@ -65,6 +70,19 @@ class Row:
 ROW_FIELDS = tuple(one.name for one in fields(Row))
 TEXT_FIELDS = ("method", "task", "metric")
 NUMBER_FIELDS = tuple(name for name in ROW_FIELDS if name not in TEXT_FIELDS)
+SCHEMA_1_FIELDS = tuple("prefill_ms" if name == "first_token_ms" else name for name in ROW_FIELDS)
+
+
+def _row_of_schema_1(prefill_ms: Any, **others: Any) -> Row:
+    """The same time under its first name, which a bench's records have for another one."""
+    return Row(first_token_ms=prefill_ms, **others)
+
+
+ROWS_BY_SCHEMA: Mapping[int, tuple[Callable[..., Row], tuple[str, ...]]] = {
+    1: (_row_of_schema_1, SCHEMA_1_FIELDS),
+    SCHEMA: (Row, ROW_FIELDS),
+}
+CONFIG_BY_SCHEMA: Mapping[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: config_of_schema_1, SCHEMA: dict}
 
 
 def plain_number(name: str, value: Any) -> float | None:
@@ -98,10 +116,14 @@ class Record:
         """The record that a document read from `path` holds."""
         return cls(
             model=read_field(path, document, "model", str),
-            rows=read_entries(path, document, "rows", Row, ROW_FIELDS),
-            config=read_field(path, document, "config", dict),
+            rows=read_entries(path, document, "rows", *ROWS_BY_SCHEMA[document["schema"]]),
+            config=CONFIG_BY_SCHEMA[document["schema"]](read_field(path, document, "config", dict)),
             environment=read_field(path, document, "environment", dict),
         )
+
+    def has_own_scale(self, task: str, metric: str) -> bool:
+        """Whether these scores are on lmms-eval's own scale, which coremat does not know: 0 to 1, to 100 or to more."""
+        return metric in self.config.get("own_scale", {}).get(task, ())
 
     def write(self, directory: str | os.PathLike[str]) -> Path:
         """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
@@ -134,9 +156,10 @@ def read_document(path: Path, *kinds: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise RecordError(f"{path} is not a record: it holds {_found(document)} where an object is needed")
     schema = read_field(path, document, "schema", int)
-    if schema != SCHEMA:
+    if schema not in ROWS_BY_SCHEMA:
         advice = ": update coremat" if schema > SCHEMA else ""
-        raise RecordError(f"{path} has schema {schema}, and this coremat reads schema {SCHEMA}{advice}")
+        known = " and ".join(map(str, ROWS_BY_SCHEMA))
+        raise RecordError(f"{path} has schema {schema}, and this coremat reads schemas {known}{advice}")
     found = read_field(path, document, "kind", str)
     if found not in kinds:
         needed = " or ".join(map(repr, kinds))
@@ -183,8 +206,10 @@ def _read_entry(path: Path, which: str, entry: Any, build: Callable[..., Entry],
         raise RecordError(f"{path}: {which}: {error}") from error
 
 
-def read_samples(directory: str | os.PathLike[str]) -> pandas.DataFrame:
+def read_samples(directory: str | os.PathLike[str]) -> "pandas.DataFrame":
     """The answers in `directory/samples.jsonl`, up to the last whole line: a killed run may have cut one short."""
+    import pandas
+
     path = Path(directory) / SAMPLES_FILE
     try:
         whole, _, _ = path.read_bytes().rpartition(b"\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from coremat.results.compare_rows import (
+from coremat.results.check.rows import (
     DROP_ALONE,
     PAIRED,
     PRESENCE,
@@ -22,7 +22,7 @@ from coremat.results.compare_rows import (
     Limits,
     Measured,
 )
-from coremat.results.record import SAMPLES_FILE, Record, read_samples
+from coremat.results.record.eval import SAMPLES_FILE, Record, read_samples
 from coremat.results.statistics import paired_bootstrap
 
 QUESTIONS = ("limit", "seed", "tasks")  # of a config: with these alike, the same questions were asked
@@ -90,11 +90,12 @@ def compare_scores(run: Run, baseline: Run, limits: Limits) -> tuple[Compared, .
 def _compare(key: Key, run: Run, baseline: Run, limits: Limits) -> Compared:
     method, task, metric = key
     now, before = run.scores.get(key), baseline.scores.get(key)
+    own_scale = any(one.record.has_own_scale(task, metric) for one in (run, baseline))
     judgement, drop, why = Judgement(PRESENCE, False), None, ""
     if now and before:
         drop, judgement = before.value - now.value, _judge(key, run, baseline)
-        if judgement.beyond_chance and drop > limits.max_drop + ROUNDING:
-            why = f"fell by {drop:.2f} points, from {before.value:.2f} to {now.value:.2f}"
+        if judgement.beyond_chance and drop > limits.max_drop * _point(before, own_scale) + ROUNDING:
+            why = _fell(now, before, own_scale)
     elif before:
         why = f"{_lacks(key, run.record)}, and was {before.value:.2f}"
     return Compared(
@@ -107,7 +108,20 @@ def _compare(key: Key, run: Run, baseline: Run, limits: Limits) -> Compared:
         drop=drop,
         interval=judgement.interval,
         why=why,
+        own_scale=own_scale,
     )
+
+
+def _point(before: Score, own_scale: bool) -> float:
+    """What --max-drop counts: a point, or one per cent of the baseline's score where the scale is not known."""
+    return abs(before.value) / 100 if own_scale else 1.0
+
+
+def _fell(now: Score, before: Score, own_scale: bool) -> str:
+    drop = before.value - now.value
+    if own_scale:
+        return f"fell by {drop:.4g}, from {before.value:.4g} to {now.value:.4g}"
+    return f"fell by {drop:.2f} points, from {before.value:.2f} to {now.value:.2f}"
 
 
 def _lacks(key: Key, record: Record) -> str:

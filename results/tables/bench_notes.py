@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from coremat.results.bench_costs import PAPER_TOKENS, of_layers, weights_of
-from coremat.results.bench_record import USUAL, BenchRecord
-from coremat.results.bench_rows import DECODE, END_TO_END, PREFILL, BenchRow
-from coremat.results.paper import SOURCE
-from coremat.results.tables import count
+from coremat.results.paper.printed import SOURCE
+from coremat.results.record.bench import USUAL, BenchRecord
+from coremat.results.record.bench_rows import DECODE, END_TO_END, PREFILL, BenchRow
+from coremat.results.tables.bench_costs import PAPER_TOKENS, of_layers, weights_of
+from coremat.results.tables.eval import count
 
 PAPER_NOTE = (
     f"paper: {SOURCE}, Table 3, the whole model on a Titan Xp; speed-ups are ratios of its times, decode its "

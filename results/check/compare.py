@@ -5,17 +5,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coremat.errors import RecordError
-from coremat.results.bench_record import BenchRecord, read_any
-from coremat.results.compare_rows import Compared, Comparison, Limits
-from coremat.results.compare_scores import Run, compare_scores
-from coremat.results.compare_speed import compare_benches, floor_of_scores
-from coremat.results.record import Record, record_path
+from coremat.results.check.rows import Compared, Comparison, Limits
+from coremat.results.check.scores import Run, compare_scores
+from coremat.results.check.speed import compare_benches, floor_of_scores
+from coremat.results.record.bench import BenchRecord, read_any
+from coremat.results.record.eval import Record, record_path
+from coremat.results.record.methods import methods_of, settings_of
 
 # What may differ in a config without making a score or a speed-up another thing, or is looked at row by row.
 EVERYWHERE = ("methods", "flops_convention", "skipped")
 FREE: Mapping[str, frozenset[str]] = {
     Record.kind: frozenset(
-        (*EVERYWHERE, "tasks", "weights", "batch_size", "in_smaller_batches", "coremat", "prompt_tokens", "notes")
+        (
+            *EVERYWHERE,
+            "tasks",
+            "weights",
+            "batch_size",
+            "in_smaller_batches",
+            "coremat",
+            "schema",
+            "prompt_tokens",
+            "notes",
+        )
     ),
     BenchRecord.kind: frozenset((*EVERYWHERE, "batch_sizes", "repeats", "limits", "bandwidth", "rate")),
 }
@@ -58,12 +69,10 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any], free: frozenset
 
 
 def _differing_methods(config: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
-    """Methods that have one name and not one config."""
-    methods, others = config.get("methods"), other.get("methods")
-    if not isinstance(methods, Mapping) or not isinstance(others, Mapping):
-        return
-    for name in methods:
-        own, there = methods[name], others.get(name)
-        if isinstance(own, Mapping) and isinstance(there, Mapping):
-            names = list(_differing(own, there, frozenset(("seed",))))  # it is the run's
-            yield from [f"{name} ({', '.join(names)})"] if names else []
+    """Methods that were typed alike and are not: another default, or another source."""
+    others = methods_of(other)
+    for typed, own in methods_of(config).items():
+        there = settings_of(others.get(typed, {}))
+        names = list(_differing(settings_of(own), there, frozenset(("seed",))))  # it is the run's
+        if names:
+            yield f"{typed} ({', '.join(names)})"

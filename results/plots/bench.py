@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from coremat.errors import DataError
-from coremat.results.bench_costs import longest
-from coremat.results.bench_record import DENSE, BenchRecord
-from coremat.results.bench_rows import DECODE, END_TO_END, PREFILL, BenchRow, Setup
-from coremat.results.plots import INK, STYLE, look, new_figure, save_figure, set_ticks
-from coremat.results.tables import mark
+from coremat.names import DENSE
+from coremat.results.plots.eval import INK, STYLE, look, new_figure, save_figure, set_ticks
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import DECODE, END_TO_END, PREFILL, BenchRow, Setup
+from coremat.results.tables.bench_costs import longest
+from coremat.results.tables.eval import mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

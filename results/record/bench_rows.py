@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coremat.errors import RecordError
-from coremat.results.record import plain_number
+from coremat.results.record.eval import plain_number
 
 PHASES = ("vision", "prefill", "selection", "gathering", "decode", "end-to-end")
 VISION, PREFILL, SELECTION, GATHERING, DECODE, END_TO_END = PHASES

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from xml.etree import ElementTree as xml
 
 from coremat.errors import UnknownNameError
-from coremat.results.compare_rows import (
+from coremat.results.check.rows import (
     DROP_ALONE,
     FALL_ALONE,
     FLOOR,
@@ -22,7 +22,7 @@ from coremat.results.compare_rows import (
     Comparison,
     Measured,
 )
-from coremat.results.tables import PROJECTED_NOTE, Column, Table, mark, to_markdown
+from coremat.results.tables.eval import PROJECTED_NOTE, Column, Table, fixed, mark, to_markdown
 
 RULES: Mapping[str, str] = {
     PAIRED: "a regression if it fell by more than {max_drop:g} points and the 95 % interval of the drop, question by "
@@ -59,6 +59,7 @@ def to_table(comparison: Comparison) -> Table:
         raw=tuple(_raw(row) for row in comparison.rows),
         notes=(
             *comparison.notes,
+            *_own_scale_notes(comparison),
             *(f"{rule}: {RULES[rule].format(**asdict(comparison.limits))}" for rule in rules),
             *((PROJECTED_NOTE,) if projected else ()),
         ),
@@ -66,21 +67,29 @@ def to_table(comparison: Comparison) -> Table:
     )
 
 
+def _own_scale_notes(comparison: Comparison) -> Iterator[str]:
+    names = dict.fromkeys(f"{row.measure} of {row.where}" for row in comparison.rows if row.own_scale)
+    if names:
+        yield f"{', '.join(names)}: as lmms-eval gives it; a point is 1 % of the baseline's score."
+
+
 def _cells(row: Compared) -> tuple[str, ...]:
-    drop = "" if row.drop is None else f"{row.drop:.2f}{_range(row.interval)}"
+    decimals = row.decimals
+    drop = "" if row.drop is None else f"{fixed(row.drop, decimals)}{_range(row.interval, decimals)}"
     verdict = row.verdict.upper() if row.verdict == REGRESSED else row.verdict
-    return row.method, row.where, row.measure, _number(row.now), _number(row.baseline), drop, row.rule, verdict
+    sides = (_number(one, decimals) for one in (row.now, row.baseline))
+    return row.method, row.where, row.measure, *sides, drop, row.rule, verdict
 
 
-def _number(measured: Measured | None) -> str:
+def _number(measured: Measured | None, decimals: int) -> str:
     if measured is None:
         return ""
-    error = "" if measured.stderr is None else f" ± {measured.stderr:.2f}"
-    return mark(f"{measured.value:.2f}{error}{_range(measured.span)}", measured.projected)
+    error = "" if measured.stderr is None else f" ± {fixed(measured.stderr, decimals)}"
+    return mark(f"{fixed(measured.value, decimals)}{error}{_range(measured.span, decimals)}", measured.projected)
 
 
-def _range(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+def _range(ends: tuple[float, float] | None, decimals: int) -> str:
+    return "" if ends is None else f" [{fixed(ends[0], decimals)}, {fixed(ends[1], decimals)}]"
 
 
 def _raw(row: Compared) -> tuple[object, ...]:

@@ -11,10 +11,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from coremat.results.bench_rows import MEMORY_FIELDS, PREFILL, ROW_FIELDS, BenchMemory, BenchRow, Setup, Work, ratio
-from coremat.results.record import Record, read_document, read_entries, read_field, record_path, write_document
+from coremat.names import DENSE
+from coremat.results.record.bench_rows import (
+    MEMORY_FIELDS,
+    PREFILL,
+    ROW_FIELDS,
+    BenchMemory,
+    BenchRow,
+    Setup,
+    Work,
+    ratio,
+)
+from coremat.results.record.eval import Record, read_document, read_entries, read_field, record_path, write_document
 
-DENSE = "dense"
 USUAL = ("eager generate", "accelerate offload")  # dense decoded without coremat
 
 
@@ -22,10 +31,11 @@ USUAL = ("eager generate", "accelerate offload")  # dense decoded without corema
 class BenchRecord:
     """What one `coremat bench` found. A bench that was stopped has the rows that were finished.
 
-    config is plain JSON. What the tables read in it: weights ("random" or "pretrained"), model_layers (decoder layers
-    of the whole model), image_tokens_kept ("given" or "found"), dtype, device (as typed), profile (of a projection,
-    with its name), limits (in words: where the device's rate and bandwidth are from), flops_convention, skipped (why,
-    for each method that the model cannot give). And in environment: gpu (with its name, or null), cpu, threads, device.
+    config is plain JSON. methods: see `record_methods`. What the tables read in it: weights
+    ("random" or "pretrained"), model_layers (decoder layers of the whole model), image_tokens_kept ("given" or
+    "found"), dtype, device (as typed), profile (of a projection, with its name), limits (in words: where the device's
+    rate and bandwidth are from), flops_convention, skipped (why, for each method that the model cannot run). And in
+    environment: gpu (with its name, or null), cpu, threads, device.
     """
 
     kind: ClassVar[str] = "bench"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from coremat.errors import DataError
-from coremat.results.record import write_atomic
+from coremat.results.record.eval import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,10 @@ MOST_FALL = 0.1  # of a speed-up: two runs of one machine differ by less
 
 @dataclass(frozen=True)
 class Limits:
-    """max_drop: points that a score may lose. min_speedup: over dense; None: none is asked for."""
+    """max_drop: points that a score may lose, and on lmms-eval's own scale per cent of the baseline's score.
+
+    min_speedup: over dense; None: none is asked for.
+    """
 
     max_drop: float = 1.0
     min_speedup: float | None = None
@@ -43,7 +46,7 @@ class Compared:
     """One row: the `measure` of `method` in the record (now) and in the baseline; `where`: the task, or what was run.
 
     drop: baseline - now; interval: of the drop, at 95 %. why: what regressed, to be read after the row's name; "" if
-    nothing did.
+    nothing did. own_scale: a score as lmms-eval gave it, whose largest value is not known.
     """
 
     method: str
@@ -55,6 +58,12 @@ class Compared:
     drop: float | None = None
     interval: tuple[float, float] | None = None
     why: str = ""
+    own_scale: bool = False
+
+    @property
+    def decimals(self) -> int:
+        """Of its numbers, as they are shown: those on lmms-eval's own scale may end at 1."""
+        return 4 if self.own_scale else 2
 
     @property
     def verdict(self) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import (
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import (
     DECODE,
     END_TO_END,
     GATHERING,
@@ -16,7 +16,7 @@ from coremat.results.bench_rows import (
     BenchRow,
     ratio,
 )
-from coremat.results.tables import Column, count, fixed, mark, significant
+from coremat.results.tables.eval import Column, count, fixed, mark, significant
 
 MEMORY = "memory"
 Find = Callable[[BenchRecord, Any], float | None]  # a number of a row or a memory of the record

@@ -8,14 +8,16 @@ from typing import Any
 
 import pandas
 
-from coremat.results.bench_costs import MEASURED, cost_notes, cost_rows
-from coremat.results.bench_record import BenchRecord
-from coremat.results.paper import COST_COLUMNS, COST_TABLE, TEXT_COLUMNS, PaperTable
-from coremat.results.record import Record, Row
-from coremat.results.tables import flops_note
+from coremat.results.paper.printed import COST_COLUMNS, COST_TABLE, TEXT_COLUMNS, PaperTable
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.eval import Record, Row
+from coremat.results.record.methods import methods_of
+from coremat.results.tables.bench_costs import MEASURED, cost_notes, cost_rows
+from coremat.results.tables.eval import flops_note
 
 DIFFERENCE = "difference"
 COREMATCHING = "corematching"
+CORE_NEURONS = "core-neurons"  # alone, whose share of neurons Table 1 varies
 BUDGET = "tokens="  # the option that leaves a method the paper's, whatever budget the paper gave it
 NOT_PER_CENT = frozenset(("mme", "msvd_score", "msrvtt_score", "activitynet_score"))
 _NO_SCORES = "a bench measures no scores, and adds nothing to this table."
@@ -72,18 +74,19 @@ def _mean(rows: Iterable[Row], name: str) -> float | None:
 
 
 def _keep_ratios(table: PaperTable, record: Record, columns: Columns) -> Iterator[Cells]:
-    """Table 1: every method of the record that prunes nothing but to core neurons, at its ratio, on each task.
+    """Table 1: core neurons alone, at each ratio of the record (to a hundredth, as it was measured), on each task.
 
-    A task counts by its main metric, the first; one in points is no accuracy.
+    A task counts by its main metric, the first; one in points, or on lmms-eval's own scale, is no accuracy.
     """
     main: dict[tuple[str, str], Row] = {}
     for row in record.rows:
         main.setdefault((row.method, row.task), row)
     for (method, task), row in main.items():
-        config = record.config.get("methods", {}).get(method, {})
-        alone = config.get("neurons") == "core" and config.get("tokens") == "all"
-        if alone and columns.get((task, row.metric)) not in NOT_PER_CENT:
-            yield {"method": method, "task": task, "keep_ratio": config["beta"], "accuracy_percent": row.score}
+        name = methods_of(record.config).get(method, {}).get("name")
+        per_cent = columns.get((task, row.metric)) not in NOT_PER_CENT and not record.has_own_scale(task, row.metric)
+        if name == CORE_NEURONS and per_cent:
+            kept = round(row.neurons_kept / row.neurons, 2) if row.neurons and row.neurons_kept else None
+            yield {"method": method, "task": task, "keep_ratio": kept, "accuracy_percent": row.score}
 
 
 def _core_tokens(table: PaperTable, record: Record, columns: Columns) -> Iterator[Cells]:

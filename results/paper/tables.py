@@ -9,9 +9,17 @@ from typing import Any
 
 import pandas
 
-from coremat.results.paper import COST_COLUMNS, PAPER, RATIO_TABLE, TEXT_COLUMNS, VIDEO_TABLE, PaperTable, paper_table
-from coremat.results.paper_rows import DIFFERENCE, AnyRecord, Cells, Columns, record_notes, rows_beside
-from coremat.results.tables import Column, Table, count, fixed, mark, significant
+from coremat.results.paper.printed import (
+    COST_COLUMNS,
+    PAPER,
+    RATIO_TABLE,
+    TEXT_COLUMNS,
+    VIDEO_TABLE,
+    PaperTable,
+    paper_table,
+)
+from coremat.results.paper.rows import DIFFERENCE, AnyRecord, Cells, Columns, record_notes, rows_beside
+from coremat.results.tables.eval import Column, Table, count, fixed, mark, significant
 
 HEADINGS = {
     "training_free": "train.\nfree",
@@ -65,6 +73,7 @@ MACHINE_COLUMNS = {
 EXACT_COLUMNS = ("prefill_tflops", "decode_gflops")  # operations: counted for a projection as for a measurement
 # What a measured row needs to say which it is, where the paper's table does not have it.
 NEEDED = {RATIO_TABLE: ["source", "model", "method", "task"], VIDEO_TABLE: ["source", "model"]}
+ROW_NAMES = ("model", "method", "task")  # what says which row it is, after its source; texts behind are properties
 NO_COLUMNS: Columns = MappingProxyType({})
 
 
@@ -87,6 +96,7 @@ def beside(number: int, records: Sequence[AnyRecord] = (), columns: Columns = NO
         raw=tuple(tuple(_raw(row, name) for name in names) for row in rows),
         notes=(f"paper: {table.source}.", *table.notes, *ours),
         section=names.index("source"),
+        label_count=1 + max(names.index(name) for name in ROW_NAMES if name in names),
     )
 
 

@@ -1,20 +1,20 @@
 """Speed-ups over dense, each from one record alone, so that the machine's own speed falls out.
 
-Of an evaluation the phase that a method shortens: the prefill if it prunes image tokens, decoding if it prunes
-neurons. Of a bench the time from the image to the last token, at the longest answer that was measured.
+Of an evaluation the time that a method shortens: to the first new token if it prunes image tokens, of decoding if it
+prunes neurons. Of a bench the time from the image to the last token, at the longest answer that was measured.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from coremat.errors import RecordError
-from coremat.results.bench_costs import longest
-from coremat.results.bench_record import DENSE, BenchRecord
-from coremat.results.bench_rows import END_TO_END, BenchRow, Setup
-from coremat.results.compare_rows import FALL_ALONE, FLOOR, MOST_FALL, PRESENCE, SPREAD, Compared, Measured
-from coremat.results.record import Record, Row
+from coremat.names import DENSE
+from coremat.results.check.rows import FALL_ALONE, FLOOR, MOST_FALL, PRESENCE, SPREAD, Compared, Measured
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import END_TO_END, BenchRow, Setup
+from coremat.results.record.eval import Record, Row
+from coremat.results.record.methods import shortens
+from coremat.results.tables.bench_costs import longest
 
-TIMES = {"prefill": "prefill_ms", "decode": "decode_ms_per_token"}
+TIMES = {"first token": "first_token_ms", "decode": "decode_ms_per_token"}
+BY_WHAT = {"first token": "tokens", "decode": "neurons"}  # of which fewer make a phase shorter
 MEASURE = "end-to-end speed-up"
 
 
@@ -34,23 +34,12 @@ def floor_of_scores(record: Record, least: float) -> tuple[Compared, ...]:
         _floor(row, rows.get((DENSE, row.task)), phase, least)
         for row in rows.values()
         if row.method != DENSE
-        for phase in shortened(record.config, row.method)
+        for phase, what in BY_WHAT.items()
+        if shortens(record.config, row.method, what)
     )
     if not found:
         raise RecordError("the record has no method that prunes anything, and --min-speedup needs one")
     return found
-
-
-def shortened(config: Mapping[str, Any], method: str) -> Iterator[str]:
-    """The phases that a method makes shorter, by its config in the record."""
-    methods = config.get("methods")
-    own = methods.get(method) if isinstance(methods, Mapping) else None
-    if not isinstance(own, Mapping):
-        raise RecordError(f"the record does not say what {method} prunes, and --min-speedup needs it")
-    if own.get("tokens", "all") != "all" or own.get("neurons_in_prefill"):
-        yield "prefill"
-    if own.get("neurons", "all") not in ("all", "oracle"):  # an oracle is a bound of scores, and not fast
-        yield "decode"
 
 
 def _floor(row: Row, dense: Row | None, phase: str, least: float) -> Compared:

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coremat.results.bench_columns import (
+from coremat.names import DENSE
+from coremat.results.paper.printed import COST_TABLE, PAPER, paper_table
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import END_TO_END, PHASES, BenchMemory, BenchRow, Setup
+from coremat.results.record.eval import write_text_atomic
+from coremat.results.tables.bench_columns import (
     DECODE_COLUMNS,
     LABELS,
     PHASE_COLUMNS,
@@ -17,13 +22,9 @@ from coremat.results.bench_columns import (
     Measure,
     length_columns,
 )
-from coremat.results.bench_costs import MEASURED, PAPER_TOKENS, bare, longest, source_of
-from coremat.results.bench_notes import PAPER_NOTE, memory_notes, setting_notes, time_notes
-from coremat.results.bench_record import DENSE, BenchRecord
-from coremat.results.bench_rows import END_TO_END, PHASES, BenchMemory, BenchRow, Setup
-from coremat.results.paper import COST_TABLE, PAPER, paper_table
-from coremat.results.record import write_text_atomic
-from coremat.results.tables import PROJECTED_MARK, PROJECTED_NOTE, Table, to_csv, to_latex, to_markdown
+from coremat.results.tables.bench_costs import MEASURED, PAPER_TOKENS, bare, longest, source_of
+from coremat.results.tables.bench_notes import PAPER_NOTE, memory_notes, setting_notes, time_notes
+from coremat.results.tables.eval import PROJECTED_MARK, PROJECTED_NOTE, Table, to_csv, to_latex, to_markdown
 
 
 @dataclass(frozen=True)

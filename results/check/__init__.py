@@ -1,0 +1,1 @@
+"""Has a run lost accuracy or speed since its baseline? What `coremat check` compares."""

@@ -1,0 +1,1 @@
+"""The paper's tables as data (CSV), and ours beside them."""

@@ -1,0 +1,1 @@
+"""What an evaluation, and a bench, write and read: `record.json`."""

@@ -1,0 +1,1 @@
+"""Records as tables: rows and columns, and their layout in a terminal, markdown, CSV and LaTeX."""
