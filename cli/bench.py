@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coremat.cli import console
+from coremat.cli.list import show_list
 from coremat.cli.options import Seed, names
 from coremat.cli.report import Report, show_table
 from coremat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from coremat.profile.measured import Outcome
-    from coremat.results.bench_record import BenchRecord
+    from coremat.bench.measure import Outcome
+    from coremat.results.record.bench import BenchRecord
 
 METHODS = "dense,corematching,corematching:beta=0.2,core-tokens,core-neurons"
 MODEL = "llava-1.5-7b"
@@ -53,7 +54,7 @@ def bench(
         show_devices()
         return
     asked, sizes, kept = names("methods", methods), _sizes(batch_size), _kept(image_tokens_kept)
-    from coremat.profile.options import BenchOptions
+    from coremat.bench.options import BenchOptions
 
     options = BenchOptions(
         model=model,
@@ -71,9 +72,9 @@ def bench(
         seed=seed,
     )
     folder = output or Path("coremat-runs") / f"bench-{datetime.now():%Y%m%d-%H%M%S}"
-    from coremat.profile.bench import bench as run
+    from coremat.bench.run import bench as run
 
-    console.say(f"{model}, {weights} weights: {', '.join(options.methods)}; record in {folder}")
+    console.log(f"{model}, {weights} weights: {', '.join(options.methods)}; record in {folder}")
     with console.progress("making the model") as advance:
         outcome = run(options, advance, lambda record: _write(record, folder))
     _write(outcome.record, folder)
@@ -81,8 +82,8 @@ def bench(
 
 
 def _write(record: "BenchRecord", folder: Path) -> None:
-    from coremat.results.bench_plots import write_bench_plots
-    from coremat.results.bench_tables import write_bench_tables
+    from coremat.results.plots.bench import write_bench_plots
+    from coremat.results.tables.bench import write_bench_tables
 
     record.write(folder)
     write_bench_tables(record, folder)
@@ -90,14 +91,14 @@ def _write(record: "BenchRecord", folder: Path) -> None:
 
 
 def _finish(outcome: "Outcome", folder: Path, report: str | None) -> None:
-    from coremat.results.bench_tables import decode_table, length_table, prefill_table
+    from coremat.results.tables.bench import decode_table, length_table, prefill_table
 
     if outcome.record.rows:
         for table in (prefill_table, decode_table, length_table):
             show_table(table(outcome.record), report)
-    console.say(f"record: {folder / 'record.json'} (also table.md, .csv, .tex, phases.csv and plots)")
+    console.log(f"record: {folder / 'record.json'} (also table.md, .csv, .tex, phases.csv and plots)")
     if isinstance(outcome.stopped, KeyboardInterrupt):
-        console.say("stopped; what was finished is kept.")
+        console.log("stopped; what was finished is kept.")
         raise typer.Exit(130)
     if outcome.stopped is not None:
         raise outcome.stopped
@@ -105,21 +106,19 @@ def _finish(outcome: "Outcome", folder: Path, report: str | None) -> None:
 
 def show_devices() -> None:
     """`--device list`."""
-    from rich.table import Table
-
-    from coremat.profile.devices import device_rows
+    from coremat.hardware.profiles import device_rows
 
     rows = device_rows()
-    table = Table(*(name.replace("_", "\n") for name in rows[0] if name != "note"), title="Device profiles")
+    names = [name for name in rows[0] if name != "note"]
+    headings = tuple(name.replace("gb_s", "GB/s").replace("_", "\n") for name in names)
+    cells = (tuple("" if row[name] is None else str(row[name]) for name in names) for row in rows)
+    show_list("Device profiles", headings, cells, numeric=headings[2:])
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for name, value in row.items() if name != "note"))
-    console.show(table)
-    for row in rows:
-        console.say(f"{row['name']}: {row['note']}")
+        console.log(f"{row['name']}: {row['note']}")
 
 
 def _bytes(text: str) -> int:
-    from coremat.memory_plan import parse_bytes
+    from coremat.offload.plan import parse_bytes
 
     return parse_bytes(text)
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from coremat.checks import one_of
 from coremat.cli import console
-from coremat.errors import ConfigError
 
 FORMATS = ("text", "markdown", "github", "junit")
 
@@ -27,26 +27,25 @@ def check(
     chance: the 95 % interval of the drop question by question, where both
     folders have samples.jsonl; otherwise 1.96 standard errors of two
     independent runs, and if both were asked the same questions, --max-drop
-    alone. What the record lacks and the baseline has regressed too.
+    alone. Where a score is as lmms-eval gives it, a point is 1 % of the
+    baseline's. What the record lacks and the baseline has regressed too.
 
-    With --min-speedup X, the prefill of methods that prune tokens and the
-    decoding of those that prune neurons also have to be X times as fast as
-    dense is on that task in the same record.
+    With --min-speedup X, methods that prune tokens also have to be at the
+    first new token X times as fast as dense is on that task in the same
+    record, and those that prune neurons in decoding.
 
     A bench regressed if its end-to-end speed-up over dense, at the longest
     answer, is below --min-speedup; without that, if it is more than 10 %
     below the baseline's and the ranges of single runs do not overlap.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"--format is {form!r}; accepted: {', '.join(FORMATS)}.")
-    from coremat.results.compare import compare
-    from coremat.results.compare_forms import render, to_table
-    from coremat.results.compare_rows import Limits
-    from coremat.results.tables import to_rich
+    one_of("--format", form, FORMATS)
+    from coremat.results.check.compare import compare
+    from coremat.results.check.forms import render, to_table
+    from coremat.results.check.rows import Limits
 
     comparison = compare(record, baseline, Limits(max_drop, min_speedup))
     if form == "text":
-        console.show(to_rich(to_table(comparison)))
+        console.show(to_table(comparison))
         print(comparison.summary)
     else:
         print(render(comparison, form), end="")

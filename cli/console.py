@@ -1,17 +1,20 @@
 """How coremat speaks: results on standard output, everything else on standard error."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.progress import Progress
 
     from coremat.progress import Step
+    from coremat.results.tables.eval import Table
 
 NARROWEST = 120  # columns that a table gets where there is no terminal to ask
+ROOM_FOR_BAR = 72  # columns below which what is being done folds, so that no number beside it is cut
 
 
 def _console(stderr: bool = False) -> "Console":
@@ -23,12 +26,23 @@ def _console(stderr: bool = False) -> "Console":
     return there if there.is_terminal else Console(file=stream, width=max(NARROWEST, there.width))
 
 
-def show(what: "RenderableType") -> None:
-    """A result."""
-    _console().print(what)
+def take_any_text() -> None:
+    """A stream whose encoding lacks a character gets it spelled otherwise: no run ends in an error over that."""
+    from coremat.results.tables.plain_text import ERRORS
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ERRORS)
 
 
-def say(text: str) -> None:
+def show(table: "Table") -> None:
+    """A result, as wide as the terminal. Of a terminal that is too narrow for a single number the rest is folded."""
+    from coremat.results.tables.terminal import Fitted
+
+    _console().print(Fitted(table), crop=False)
+
+
+def log(text: str) -> None:
     """A remark, beside the result."""
     _console(stderr=True).print(text, highlight=False, markup=False)
 
@@ -50,7 +64,7 @@ class Bar:
     def __call__(self, step: "Step") -> None:
         self._bar.update(self._line, total=step.total, description=step.description, advance=step.advance)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, markup=False)
 
 
@@ -65,14 +79,17 @@ def progress(begin: str = "loading tasks", shown: bool = True) -> Iterator[Bar]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
+    there = _console(stderr=True)
+    whole = Column(no_wrap=True)
     columns = (
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", table_column=Column(no_wrap=there.width >= ROOM_FOR_BAR)),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(table_column=whole),
+        TimeElapsedColumn(table_column=whole.copy()),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=whole.copy()),
     )
-    with Progress(*columns, console=_console(stderr=True), disable=not shown) as bar:
+    with Progress(*columns, console=there, disable=not shown) as bar:
         yield Bar(bar, begin)

@@ -99,7 +99,7 @@ def _order(failure: "ProcessFailure") -> tuple[int, int]:
 
 
 def _sentence(rank: int, processes: int, failure: "ProcessFailure", folder: Path) -> str:
-    from coremat.tasks.quiet import log_path
+    from coremat.tasks.lmms_eval.quiet import log_path
 
     said: dict[str, Any] = failure.message if isinstance(failure.message, dict) else {}
     kind, _, text = said.get("message", "").partition(": ")
@@ -129,8 +129,10 @@ def work(arguments: list[str]) -> None:
     """The command in this process. What it raises goes to the launcher, which says it."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from coremat.cli import console
     from coremat.cli.main import app
 
+    console.take_any_text()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         code = record(app)(arguments, standalone_mode=False)

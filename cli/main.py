@@ -9,9 +9,11 @@ from coremat import __version__
 from coremat.cli import console
 from coremat.cli.bench import bench
 from coremat.cli.check import check
+from coremat.cli.check_method import check_method
 from coremat.cli.data import data
-from coremat.cli.evaluate import evaluate
-from coremat.cli.listing import methods, models, tasks
+from coremat.cli.eval import evaluate
+from coremat.cli.list import models, tasks
+from coremat.cli.methods import methods
 from coremat.cli.run import run
 from coremat.cli.table import table
 from coremat.errors import CorematError
@@ -24,6 +26,7 @@ app = typer.Typer(
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("check")(check)
+app.command("check-method")(check_method)
 app.command("run")(run)
 app.command("table")(table)
 
@@ -52,6 +55,7 @@ def _options(
 
 def main() -> None:
     """Run the command line. What a user can mend ends in one sentence and exit code 2."""
+    console.take_any_text()
     try:
         app()
     except CorematError as error:

@@ -23,7 +23,7 @@ def of_preset(preset: str, model: str, also_typed: bool) -> tuple[list[str], lis
     """The tasks and methods of a preset. ConfigError if tasks or methods were typed beside it."""
     if also_typed:
         raise ConfigError(f"--preset is {preset!r} beside --tasks or --methods; accepted: the preset, or these.")
-    from coremat.tasks.presets import preset_of
+    from coremat.tasks.paper.presets import preset_of
 
     found = preset_of(preset, model)
     return list(found.tasks), list(found.methods)
@@ -39,24 +39,21 @@ def show_plan(
     bench: Path | None,
 ) -> None:
     """Print the tasks and the methods with their sums. Of the model its config is read, and none of its weights."""
-    from coremat.cli.evaluate import runnable
-    from coremat.loading import own_prune_layer
-    from coremat.profile.random_weights import bare_model
-    from coremat.profile.shipped_config import config_of
-    from coremat.results.bench_record import BenchRecord
-    from coremat.results.tables import to_rich
+    from coremat.cli.eval import runnable
+    from coremat.models.architecture import bare_model
+    from coremat.models.load import config_of, own_prune_layer
+    from coremat.results.record.bench import BenchRecord
     from coremat.tasks.catalogue import resolve_tasks
-    from coremat.tasks.plan import make_plan
-    from coremat.tasks.plan_tables import methods_table, tasks_table
+    from coremat.tasks.run.plan import make_plan
+    from coremat.tasks.run.plan_tables import methods_table, tasks_table
 
     resolve_tasks(tasks)
     record = None if bench is None else BenchRecord.read(bench)
     config = config_of(model)
-    configs, skipped = runnable(bare_model(config, "meta"), own_prune_layer(config), methods, image_tokens)
-    plan = make_plan(model, tasks, list(configs), skipped, limit, data_root, record)
+    given, skipped = runnable(bare_model(config, "meta"), methods, own_prune_layer(config), image_tokens)
+    plan = make_plan(model, tasks, list(given), skipped, limit, data_root, record)
     tables = (tasks_table(plan), methods_table(plan))
     for table in tables:
-        console.show(to_rich(replace(table, notes=())))
-        console.show("")
+        console.show(replace(table, notes=()))
     for note in (note for table in tables for note in table.notes):
-        console.say(note)
+        console.log(note)

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coremat.checks import one_of
 from coremat.cli import console
-from coremat.errors import ConfigError, OutputError
+from coremat.errors import OutputError
 
 if TYPE_CHECKING:
-    from coremat.results.tables import Table
+    from coremat.results.tables.eval import Table
 
 FORMS = ("markdown",)
 SUMMARY = "GITHUB_STEP_SUMMARY"  # names the file that GitHub shows on the page of a job
@@ -17,8 +18,8 @@ SUMMARY = "GITHUB_STEP_SUMMARY"  # names the file that GitHub shows on the page 
 
 def checked(form: str | None) -> str | None:
     """The form as it was given. ConfigError for one that there is not, before anything is run for it."""
-    if form is not None and form not in FORMS:
-        raise ConfigError(f"--report is {form!r}; accepted: {', '.join(FORMS)}.")
+    if form is not None:
+        one_of("--report", form, FORMS)
     return form
 
 
@@ -30,17 +31,15 @@ Report = Annotated[
 
 def show_table(table: "Table", report: str | None = None) -> None:
     """A result on standard output, for a reader there or as the report that was asked for."""
-    from coremat.results.tables import to_rich
-
     if report is None or os.environ.get(SUMMARY):
-        console.show(to_rich(table))
+        console.show(table)
     if report is not None:
         append_report(table, report)
 
 
 def append_report(table: "Table", form: str) -> None:
     """Add the table to the job's summary; print it where there is none. OutputError if it cannot be written."""
-    from coremat.results.tables import render
+    from coremat.results.tables.eval import render
 
     text = render(table, checked(form) or "")
     path = os.environ.get(SUMMARY)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from coremat.checks import one_of
 from coremat.cli import console
-from coremat.errors import ConfigError
 
 FORMATS = ("rich", "markdown", "csv", "latex")
 
@@ -17,15 +17,14 @@ def table(
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS) + ".")] = "rich",
 ) -> None:
     """Print a table of the paper; rows that were measured here stand below the paper's."""
-    if form not in FORMATS:
-        raise ConfigError(f"--format is {form!r}; accepted: {', '.join(FORMATS)}.")
-    from coremat.results.bench_record import read_any
-    from coremat.results.paper_tables import beside
-    from coremat.results.tables import render, to_rich
+    one_of("--format", form, FORMATS)
+    from coremat.results.paper.tables import beside
+    from coremat.results.record.bench import read_any
+    from coremat.results.tables.eval import render
 
     result = beside(number, [read_any(path) for path in record or []], paper_columns())
     if form == "rich":
-        console.show(to_rich(result))
+        console.show(result)
     else:
         print(render(result, form), end="")
 

@@ -25,17 +25,16 @@ from coremat.cli.options import (
 )
 from coremat.cli.plan import Bench, DryRun, Preset, of_preset, show_plan
 from coremat.cli.report import Report, show_table
-from coremat.errors import ConfigError, UnsupportedError
-from coremat.methods import DEFAULT_METHODS, METHODS, parse_method
+from coremat.errors import ConfigError
+from coremat.methods.registry import DEFAULTS, all_names, parse
 
 if TYPE_CHECKING:
-    from coremat.config import SparsityConfig
-    from coremat.tasks.judge import Judge
+    from coremat.methods.base import Method
+    from coremat.tasks.judge.client import Judge
 
 TASKS = "easyvqa,shapes"
-DEFAULTS = ",".join(DEFAULT_METHODS)
-BUNDLED_MODEL = "shapes-llava"  # coremat.loading.BUNDLED, which would bring torch along
-TIMING_ONLY = "timing only; coremat bench has it."
+METHODS = ",".join(DEFAULTS)
+BUNDLED_MODEL = "shapes-llava"  # coremat.models.load.BUNDLED, which would bring torch along
 BUNDLED_LIMIT = 400  # questions per task: minutes on two cores; the bundled tasks are stored in a shuffled order
 
 
@@ -46,8 +45,11 @@ def evaluate(
     ] = TASKS,
     methods: Annotated[
         str,
-        typer.Option(help="all, or comma-separated methods (coremat list methods), with options: fastv:tokens=64."),
-    ] = DEFAULTS,
+        typer.Option(
+            help="all, or comma-separated methods (coremat list methods), with options: fastv:tokens=64. "
+            "./mine.py:Class:tokens=64 is a method of your own, and runs that file's code."
+        ),
+    ] = METHODS,
     preset: Preset = None,
     dry_run: DryRun = False,
     bench: Bench = None,
@@ -83,48 +85,48 @@ def evaluate(
 ) -> None:
     """Evaluate methods on tasks; write record.json, samples.jsonl and tables; print the table."""
     asked = names("tasks", tasks)
-    specs = list(METHODS) if methods == "all" else names("methods", methods)
+    specs = list(all_names()) if methods == "all" else names("methods", methods)
     if preset is not None:
-        asked, specs = of_preset(preset, model, also_typed=(tasks, methods) != (TASKS, DEFAULTS))
+        asked, specs = of_preset(preset, model, also_typed=(tasks, methods) != (TASKS, METHODS))
     number = parse_limit(limit, model)
     if bench is not None and not dry_run:
         raise ConfigError(f"--bench is {str(bench)!r} without --dry-run; accepted: both, or neither.")
     if dry_run:
         show_plan(model, asked, specs, image_tokens, number, data_root, bench)
         return
-    from coremat.loading import load
-    from coremat.reading import reading_of
+    from coremat.models.load import load
+    from coremat.preprocessing.prompt_format import preprocessing_of
     from coremat.tasks.catalogue import resolve_tasks
-    from coremat.tasks.judging import require_judge
-    from coremat.tasks.local_data import require
-    from coremat.tasks.ranks import is_first, launched, own_device
-    from coremat.tasks.runner import evaluate as run_evaluation
+    from coremat.tasks.data.local import require
+    from coremat.tasks.judge.scoring import require_judge
+    from coremat.tasks.run.ranks import is_first, launched, own_device
+    from coremat.tasks.run.runner import evaluate as run_evaluation
 
     for spec in specs:
-        parse_method(spec)
+        parse(spec)
     infos = resolve_tasks(asked)
     if data_root is not None:
         require(data_root, infos)
     folder = output or Path("coremat-runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     judge = _judge(judge_url, judge_model, folder)
     require_judge(infos, judge)
-    reading = reading_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
-    say = console.say if is_first() else _nothing
+    preprocessing = preprocessing_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
+    log = console.log if is_first() else _nothing
     if num_processes > 1 and not launched():
-        with _stopping(folder, say):
+        with _stopping(folder, log):
             _in_processes(num_processes, folder)
         return
-    say(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
-    say(f"questions and images are read: {reading.in_words}")
+    log(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
+    log(f"questions and images are read: {preprocessing.in_words}")
     if judge and is_first():
         judge.probe()
-    loaded = load(model, own_device(device), dtype, reading)
-    configs, skipped = runnable(loaded.model, loaded.prune_layer, specs, image_tokens)
-    with _stopping(folder, say), console.progress(shown=is_first()) as bar:
+    loaded = load(model, own_device(device), dtype, preprocessing)
+    chosen, skipped = runnable(loaded.model, specs, loaded.prune_layer, image_tokens, seed)
+    with _stopping(folder, log), console.progress(shown=is_first()) as bar:
         record = run_evaluation(
             loaded,
             asked,
-            configs,
+            chosen,
             number,
             batch_size,
             seed,
@@ -133,22 +135,22 @@ def evaluate(
             skipped=skipped,
             data_root=data_root,
             judge=judge,
-            say=bar.say if is_first() else _nothing,
+            log=bar.log if is_first() else _nothing,
         )
     if is_first():
-        from coremat.results.tables import eval_table
+        from coremat.results.tables.eval import eval_table
 
         show_table(eval_table(record), report)
-        say(f"record: {folder / 'record.json'} (also samples.jsonl, table.md, table.csv, table.tex)")
+        log(f"record: {folder / 'record.json'} (also samples.jsonl, table.md, table.csv, table.tex)")
 
 
 @contextmanager
-def _stopping(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _stopping(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """A user's stop is no error."""
     try:
         yield
     except KeyboardInterrupt:
-        say(f"stopped; what is done is kept. The same command with --output {folder} goes on from there.")
+        log(f"stopped; what is done is kept. The same command with --output {folder} goes on from there.")
         raise typer.Exit(130) from None
 
 
@@ -161,7 +163,7 @@ def _judge(url: str | None, model: str | None, folder: Path) -> "Judge | None":
         return None
     if url is None or model is None:
         raise ConfigError("--judge-url and --judge-model belong together; one of them is missing.")
-    from coremat.tasks.judge import Judge
+    from coremat.tasks.judge.client import Judge
 
     return Judge(url, model, folder / "judge.jsonl")
 
@@ -174,23 +176,17 @@ def _in_processes(number: int, folder: Path) -> None:
 
 
 def runnable(
-    model: Any, prune_layer: int, specs: Sequence[str], image_tokens: int | None
-) -> tuple[dict[str, "SparsityConfig"], dict[str, str]]:
-    """The methods that this model can run, and why it cannot run the others. ConfigErrors end the command."""
-    from coremat.profile.support import hindrance
+    model: Any, specs: Sequence[str], prune_layer: int, image_tokens: int | None, seed: int = 0
+) -> tuple[dict[str, "Method"], dict[str, str]]:
+    """The methods that this model can run, and why it cannot run the others; UnsupportedError if it can run none.
+
+    prune_layer, image_tokens, seed: for the methods that have such an option and were typed without it.
+    """
+    from coremat.runtime.support import given_and_skipped
 
     budget = {} if image_tokens is None else {"tokens": image_tokens}
-    configs, skipped = {}, {}
-    for spec in specs:
-        config = parse_method(spec, prune_layer=prune_layer, **budget)
-        why = TIMING_ONLY if config.neurons == "predicted" else hindrance(model, config, UnsupportedError)
-        if why is None:
-            configs[spec] = config
-        else:
-            skipped[spec] = why
-    if not configs:
-        raise UnsupportedError("; ".join(f"{spec}: {why}" for spec, why in skipped.items()))
-    return configs, skipped
+    methods = {spec: parse(spec, prune_layer=prune_layer, seed=seed, **budget) for spec in specs}
+    return given_and_skipped(model, methods)
 
 
 def parse_limit(text: str, model: str) -> int | float | None:
