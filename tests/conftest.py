@@ -1,19 +1,31 @@
 """Tiny models that all tests share, one thread, and the largest masking-equivalence error in the summary."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_llava
 from transformers import LlavaForConditionalGeneration
 
-from coremat.profile.machine import Machine
+from coremat.hardware.roofline import Roofline
 
 ERRORS = pytest.StashKey[dict[str, float]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ERRORS] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of several hands its errors over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["errors"] = session.config.stash[ERRORS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[ERRORS].update(getattr(node, "workeroutput", {}).get("errors", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -68,4 +80,4 @@ def half_model() -> LlavaForConditionalGeneration:
 @pytest.fixture
 def quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bench finds the limits of this machine at once."""
-    monkeypatch.setattr("coremat.profile.measured.measure_machine", lambda device, dtype: Machine(1e10, 1e11))
+    monkeypatch.setattr("coremat.bench.measure.measure_roofline", lambda device, dtype: Roofline(1e10, 1e11))

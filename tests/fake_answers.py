@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-import coremat.lmms_model
-from coremat.config import SparsityConfig
-from coremat.inference import Answer
-from coremat.loading import LoadedModel
-from coremat.prompt import SequenceStats
+import coremat.tasks.lmms_eval.model
+from coremat.generate import Answer
+from coremat.methods.base import Method
+from coremat.methods.registry import parse
+from coremat.models.load import LoadedModel
+from coremat.runtime.stats import SequenceStats
 
 FAKE = LoadedModel("fake", torch.nn.Identity(), None, "weights-0", 3, "cpu", "float32")
-METHODS = {"dense": SparsityConfig(tokens="all", neurons="all"), "corematching": SparsityConfig()}
+METHODS = {name: parse(name) for name in ("dense", "corematching")}
 TASKS = ("easyvqa", "shapes")
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of ...")
 
@@ -25,19 +26,20 @@ def question_of(conversation: list[dict[str, Any]]) -> str:
     return conversation[-1]["content"][-1]["text"]
 
 
-def one_answer(config: SparsityConfig, conversation: list[dict[str, Any]]) -> Answer:
-    """The same for the same question, image and config, and one of three for different ones."""
+def one_answer(method: Method, conversation: list[dict[str, Any]]) -> Answer:
+    """The same for the same question, image and method, and one of three for different ones."""
     image = next(part["image"] for part in conversation[-1]["content"] if part["type"] == "image")
-    number = zlib.crc32(repr((config, question_of(conversation))).encode() + image.tobytes())
+    number = zlib.crc32(repr((method, question_of(conversation))).encode() + image.tobytes())
     kept = tuple(range(number % 30, 60))
     sizes = {"prompt_tokens": 150, "image_tokens": 144, "image_tokens_kept": len(kept), "neurons": 352}
     costs = {"kv_bytes": number % 4096, "prefill_flops": number, "selection_seconds": 0.001, "gather_seconds": 0.0}
-    stats = SequenceStats(**sizes, **costs, kept=kept, neurons_kept=(140, 141), knees_differ=None)
+    layers = {"tokens_per_layer": (150, 150), "cached_per_layer": (150, 150)}
+    stats = SequenceStats(**sizes, **costs, **layers, kept=kept, neurons_kept=(140, 141), knees_differ=None)
     return Answer(("yes", "no", "red")[number % 3], 1 + number % 2, 0.01, (None, 0.002)[number % 2], stats)
 
 
 class FakeAnswer:
-    """In the place of `coremat.inference.answering`; remembers what it was asked.
+    """In the place of `coremat.generate.answering`; remembers what it was asked.
 
     `error` is raised once `fail_after` batches are answered, and `no_memory` whenever there are more than `room`.
     """
@@ -57,12 +59,12 @@ class FakeAnswer:
         self.room, self.no_memory = room, no_memory
 
     @contextmanager
-    def answering(self, loaded: LoadedModel, config: SparsityConfig) -> Iterator[Callable[..., list[Answer]]]:
-        yield partial(self._answer, config)
+    def answering(self, loaded: LoadedModel, method: Method) -> Iterator[Callable[..., list[Answer]]]:
+        yield partial(self._answer, method)
 
     def _answer(
         self,
-        config: SparsityConfig,
+        method: Method,
         conversations: Sequence[list[dict[str, Any]]],
         generation: dict[str, Any],
         sample_seeds: Sequence[int] | None = None,
@@ -75,10 +77,10 @@ class FakeAnswer:
         self.asked.append([question_of(one) for one in conversations])
         self.settings.append(generation)
         self.seeds.append(sample_seeds)
-        return [one_answer(config, one) for one in conversations]
+        return [one_answer(method, one) for one in conversations]
 
 
 def install(put: Callable[[Any, str, Any], None], fake: FakeAnswer) -> FakeAnswer:
     """`put` as `setattr` or monkeypatch.setattr."""
-    put(coremat.lmms_model, "answering", fake.answering)
+    put(coremat.tasks.lmms_eval.model, "answering", fake.answering)
     return fake

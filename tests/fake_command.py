@@ -18,8 +18,8 @@ def install_fake() -> None:
     """In a rank alone: their parent answers nothing, and need not wait for these imports."""
     import fake_answers
 
-    import coremat.loading
-    import coremat.profile.support
+    import coremat.models.load
+    import coremat.runtime.support
 
     class Mortal(fake_answers.FakeAnswer):
         def _answer(self, *words: Any, **options: Any) -> list[fake_answers.Answer]:
@@ -28,8 +28,8 @@ def install_fake() -> None:
             return super()._answer(*words, **options)
 
     fake_answers.install(setattr, Mortal(pause=0.05))
-    coremat.loading.load = lambda *words: fake_answers.FAKE
-    coremat.profile.support.hindrance = lambda *words: None
+    coremat.models.load.load = lambda *words: fake_answers.FAKE
+    coremat.runtime.support.why_unsupported = lambda *words: None
 
 
 if __name__ == "__main__":

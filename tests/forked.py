@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-PRELOADED = ["coremat.lmms_model", "coremat.tasks.runner", "lmms_eval.evaluator"]
+PRELOADED = ["coremat.tasks.lmms_eval.model", "coremat.tasks.run.runner", "lmms_eval.evaluator"]
 
 
 @cache

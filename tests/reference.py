@@ -82,6 +82,15 @@ def one_per_image(keep: Sequence[bool], scores: Row, image: Sequence[int]) -> li
     return kept
 
 
+def best_with_each_image(scores: Row, count: int, image: Sequence[int]) -> list[bool]:
+    """The best of every image first, then the best of the others, up to the count."""
+    kept = one_per_image([False] * len(scores), scores, image)
+    for m in sorted(range(len(scores)), key=lambda m: (-scores[m], m)):
+        if sum(kept) < count:
+            kept[m] = True
+    return kept
+
+
 def dot(left: Row, right: Row) -> float:
     return sum(a * b for a, b in zip(left, right, strict=True))
 

@@ -37,3 +37,5 @@ curves = st.lists(st.integers(0, 12) | st.integers(0, 4500), min_size=1, max_siz
     lambda scores: sorted(scores, reverse=True)
 )
 score_lists = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+
+grids = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4)

@@ -10,14 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NEEDED = (
-    "coremat/bundled_model/model.safetensors",
-    "coremat/bundled_model/config.json",
-    "coremat/bundled_model/tokenizer.json",
-    "coremat/bundled_model/chat_template.jinja",
-    "coremat/tasks/shapes/shapes.yaml",
-    "coremat/tasks/shapes/data/test.parquet",
-    "coremat/tasks/easyvqa/data/easyvqa.parquet",
-    "coremat/tasks/easyvqa/data/LICENSE.easy-vqa.txt",
+    "coremat/models/shapes_llava/model.safetensors",
+    "coremat/models/shapes_llava/config.json",
+    "coremat/models/shapes_llava/tokenizer.json",
+    "coremat/models/shapes_llava/chat_template.jinja",
+    "coremat/models/configs/llava-1.5-7b.json",
+    "coremat/models/method_support.json",
+    "coremat/tasks/bundled/shapes/shapes.yaml",
+    "coremat/tasks/bundled/shapes/data/test.parquet",
+    "coremat/tasks/bundled/easyvqa/data/easyvqa.parquet",
+    "coremat/tasks/bundled/easyvqa/data/LICENSE.easy-vqa.txt",
     "coremat/results/paper/table1_neuron_keep_ratio.csv",
     "coremat/results/paper/table8_llama3_2_11b.csv",
     "coremat/cli/main.py",
@@ -64,8 +66,8 @@ def test_the_wheel_answers_from_another_folder(wheel: Path, tmp_path: Path) -> N
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', str(f)).lower()]\n"
-        "import coremat, coremat.loading; assert coremat.__file__.startswith(sys.path[0]), coremat.__file__\n"
-        "print(coremat.loading.load('shapes-llava').prune_layer)"
+        "import coremat, coremat.models.load; assert coremat.__file__.startswith(sys.path[0]), coremat.__file__\n"
+        "print(coremat.models.load.load('shapes-llava').prune_layer)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from said import Run, refused
 
-from coremat.profile.sides import Side
+from coremat.bench.variants import Variant
 
 pytestmark = pytest.mark.usefixtures("quick_machine")
 
@@ -49,7 +49,7 @@ def test_what_was_finished_is_shown_when_memory_runs_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own, answered = Side.answer, []
+    own, answered = Variant.answer, []
 
     def answer(*args):
         answered.append(1)
@@ -57,7 +57,7 @@ def test_what_was_finished_is_shown_when_memory_runs_out(
             raise torch.OutOfMemoryError("no more")
         return own(*args)
 
-    monkeypatch.setattr(Side, "answer", answer)
+    monkeypatch.setattr(Variant, "answer", answer)
     result = run(*SMALL, "--new-tokens", 2, "--repeats", 3, "--output", tmp_path)
     assert "memory ran out at batch 1, round 2: corematching" in refused(result)
     assert "shapes-llava: memory and prefill" in result[1]

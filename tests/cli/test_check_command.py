@@ -7,15 +7,16 @@ from xml.etree import ElementTree as xml
 import pytest
 from said import Run, refused
 
-from coremat.cli.evaluate import BUNDLED_MODEL
+from coremat.cli.eval import BUNDLED_MODEL
 from coremat.cli.report import append_report, show_table
 from coremat.errors import ConfigError, OutputError
-from coremat.results.record import Record, Row
-from coremat.results.tables import Column, Table
+from coremat.results.record.eval import Record, Row
+from coremat.results.tables.eval import Column, Table
 
 ROW = Row(method="corematching", task="shapes", metric="accuracy", score=90.0, samples=100)
 DENSE = replace(ROW, method="dense", score=95.0)
-CONFIG = {"limit": 100, "seed": 0, "tasks": ["shapes"], "methods": {"corematching": {"tokens": "knee"}}}
+METHODS = {"corematching": {"name": "corematching", "shortens": {"tokens": True, "neurons": False}}}
+CONFIG = {"limit": 100, "seed": 0, "tasks": ["shapes"], "methods": METHODS}
 TABLE = Table("Two", (Column("a", numeric=False), Column("b")), (("x", "1"),), ("a", "b"), (("x", 1),))
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
@@ -54,7 +55,7 @@ def test_the_limit_is_the_users(run: Run, worse: Path, baseline: Path) -> None:
 
 @pytest.mark.parametrize(("least", "code"), [(1.9, 0), (2.1, 1)])
 def test_the_floor_of_speed(run: Run, tmp_path: Path, least: float, code: int) -> None:
-    rows = (replace(DENSE, prefill_ms=10.0), replace(ROW, prefill_ms=5.0))
+    rows = (replace(DENSE, first_token_ms=10.0), replace(ROW, first_token_ms=5.0))
     Record("tiny", rows, CONFIG).write(tmp_path)
     assert run("check", tmp_path, "--baseline", tmp_path, "--min-speedup", least)[0] == code
 
@@ -87,7 +88,7 @@ def test_bad_input_is_one_sentence_and_exits_with_two(run: Run, worse: Path, bas
     assert "of kind 'bench'" in refused(run(*ours, REFERENCE / "speed"))
     assert "--format is 'html'" in refused(run(*ours, baseline, "--format", "html"))
     assert "--max-drop is -1" in refused(run(*ours, baseline, "--max-drop", -1))
-    assert "no prefill_ms of dense" in refused(run(*ours, baseline, "--min-speedup", 1.5))
+    assert "no first_token_ms of dense" in refused(run(*ours, baseline, "--min-speedup", 1.5))
 
 
 def test_broken_answers_beside_a_record_are_told(run: Run, baseline: Path) -> None:

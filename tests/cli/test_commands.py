@@ -14,12 +14,12 @@ from video_files import write_video
 from video_model import FRAME, save_video_llava
 
 import coremat
-from coremat.catalogue import BUNDLED, bundled_folder
-from coremat.cli.evaluate import BUNDLED_MODEL
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import BenchRow
-from coremat.results.record import Record, Row
-from coremat.tasks.shapes.generator import make_scene
+from coremat.cli.eval import BUNDLED_MODEL
+from coremat.models.known import BUNDLED, bundled_folder
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import BenchRow
+from coremat.results.record.eval import Record, Row
+from coremat.tasks.bundled.shapes.generator import make_scene
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def test_run_answers_and_draws_what_was_kept(run: Run, picture: Path, tmp_path: 
     assert out.strip()
     assert "of 144 image tokens" in err
     assert Image.open(overlay).size == (384, 384)
+    assert "first token after " in err
 
 
 def test_the_overlay_dims_the_dropped_tokens_only(run: Run, tmp_path: Path) -> None:
@@ -124,8 +125,8 @@ def test_version(run: Run) -> None:
         ("--methods", "corematchin", "did you mean 'corematching'"),
         ("--methods", "corematching:bta=0.2", "did you mean 'beta'"),
         ("--methods", "corematching:beta=1.5", "beta is 1.5"),
-        ("--methods", "corematching:prune_layer=6", "prune_layer is 6"),
-        ("--methods", "core-neurons:tokens=9", "tokens is 9"),
+        ("--methods", "corematching:prune_layer=6", "prunes after 6 decoder layers"),
+        ("--methods", "core-neurons:tokens=9", "unknown option of core-neurons 'tokens'"),
         ("--limit", "-3", "--limit is '-3'"),
         ("--device", "tpu", "device is 'tpu'"),
         ("--dtype", "int3", "dtype is 'int3'"),
@@ -197,7 +198,7 @@ def test_a_video_is_refused_where_it_cannot_be_shown(run: Run, video: Path, tmp_
 def test_a_record_of_a_newer_schema_is_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(
-        json.dumps({"schema": 2, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}})
+        json.dumps({"schema": 3, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}})
     )
     assert "schema" in refused(run("table", 2, "--record", path))
 
@@ -217,7 +218,7 @@ def test_another_runs_folder_is_refused_and_kept(run: Run, tmp_path: Path) -> No
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coremat import lmms_model
+    from coremat.tasks.lmms_eval import model as lmms_model
 
     folder, calls, real = tmp_path / "run", [], lmms_model.answering
 
@@ -265,7 +266,7 @@ def test_one_budget_of_image_tokens_for_all_methods(run: Run, tmp_path: Path) ->
 def test_methods_of_a_model(run: Run) -> None:
     code, out, _ = run("list", "methods", "--model", "llama-3.2-11b-vision")
     assert code == 0
-    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") == 4}
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert "yes" in lines["core-neurons"]
     assert "yes" not in lines["corematching"]
 
@@ -274,7 +275,7 @@ def test_the_reading_is_in_the_record(run: Run, tmp_path: Path) -> None:
     options = ("--tasks", "shapes", "--limit", 2, "--methods", "dense", "--square-images", "--output", tmp_path)
     code, _, err = run("eval", *options)
     assert code == 0, err
-    assert Record.read(tmp_path).config["reading"]["square"] is True
+    assert Record.read(tmp_path).config["preprocessing"]["square"] is True
 
 
 def test_a_task_that_needs_a_judge_says_so_before_a_model_is_loaded(run: Run) -> None:

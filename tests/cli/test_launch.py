@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from coremat.cli.launch import _order, _sentence, work
 from coremat.errors import DataError, UnknownNameError
-from coremat.results.record import Record
+from coremat.results.record.eval import Record
 
 PATIENCE = 60  # seconds: the launcher itself gives a rank 30 to end
 GOES_ON = "the answers made so far are kept, and the same command with --output out goes on"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from said import Run, refused
 
-from coremat.cli import evaluate as command
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import BenchRow
+from coremat.cli import eval as command
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import BenchRow
 
 PRESET = ("--preset", "paper-table-2", "--model", "llava-1.5-7b")
 
@@ -67,9 +67,9 @@ def test_a_preset_is_run_as_if_it_were_typed(run: Run, monkeypatch: pytest.Monke
     def load(*arguments: object) -> None:
         raise ReachedError
 
-    monkeypatch.setattr("coremat.loading.load", load)
+    monkeypatch.setattr("coremat.models.load.load", load)
     said: list[str] = []
-    monkeypatch.setattr(command.console, "say", said.append)
+    monkeypatch.setattr(command.console, "log", said.append)
     with pytest.raises(ReachedError):
         run("eval", "--preset", "paper-table-4", "--model", "llava-1.5-13b")
     assert said[0].startswith(

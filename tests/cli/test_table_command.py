@@ -7,13 +7,13 @@ import pytest
 from said import Run
 
 from coremat.cli.table import FORMATS, paper_columns
-from coremat.results.record import Record, Row
+from coremat.results.record.eval import Record, Row
 from coremat.tasks.catalogue import TASKS
 
 ROW = Row(method="corematching", task="gqa", metric="exact_match", score=60.0, samples=7, image_tokens_kept=64)
 METHODS = {
-    "corematching": {"tokens": "knee", "neurons": "core", "beta": 0.4},
-    "core-neurons": {"tokens": "all", "neurons": "core", "beta": 0.4},
+    name: {"name": name, "options": {}, "shortens": {"tokens": name == "corematching", "neurons": True}}
+    for name in ("corematching", "core-neurons")
 }
 
 

@@ -5,6 +5,7 @@ Each takes nested lists and gives what is held at each place that stays, {place:
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from reference import Matrix, Row, attention, dot, highest
 
@@ -35,6 +36,31 @@ def middles(size: int, count: int) -> list[int]:
     return [math.floor((part + 0.5) * size / count + 1e-9) for part in range(count)]
 
 
+def share_out(count: int, sizes: Sequence[int], least: int) -> list[int]:
+    """One after the other to where most is missing; who then has less than `least` gets that, and the others again."""
+    lowest = [min(least, size) for size in sizes]
+    count = min(count, sum(sizes))
+    if count <= sum(lowest):
+        return _by_quota(count, lowest)
+    fixed: dict[int, int] = {}
+    while True:
+        free = [i for i in range(len(sizes)) if i not in fixed]
+        shares = _by_quota(count - sum(fixed.values()), [sizes[i] for i in free])
+        low = {i: lowest[i] for i, share in zip(free, shares, strict=True) if share < lowest[i]}
+        if not low:
+            return [(fixed | dict(zip(free, shares, strict=True)))[i] for i in range(len(sizes))]
+        fixed |= low
+
+
+def _by_quota(count: int, sizes: Sequence[int]) -> list[int]:
+    quotas = [Fraction(count * size, sum(sizes)) if size else Fraction(0) for size in sizes]
+    shares = [math.floor(quota) for quota in quotas]
+    while sum(shares) < count:
+        missing = [quota - share for quota, share in zip(quotas, shares, strict=True)]
+        shares[missing.index(max(missing))] += 1
+    return shares
+
+
 def at(keep: Sequence[bool]) -> list[int]:
     return [place for place, stays in enumerate(keep) if stays]
 
@@ -42,26 +68,34 @@ def at(keep: Sequence[bool]) -> list[int]:
 # --- PruMerge -----------------------------------------------------------------------------------------------------
 
 
-def prumerge(features: Matrix, queries: Heads, keys: Heads, budget: int | None, plus: bool) -> dict[int, Row]:
+def prumerge(
+    features: Matrix,
+    queries: Heads,
+    keys: Heads,
+    budget: int | None,
+    plus: bool,
+    neighbours: int = 32,
+    fence: float = 1.5,
+) -> dict[int, Row]:
     """budget: None for the rule's own count, which the extra token comes on top of."""
     wide = [[[x for head in token for x in head] for token in rows] for rows in (queries, keys)]
     weights = attention_on_patches([[q] for q in wide[0]], [[k] for k in wide[1]], len(features))[0]
     own_keys = wide[1][-len(features) :]
     extra = budget is None or 1 < budget < len(features)
     count = None if budget is None else budget - extra
-    chosen = _outliers(weights, plus) if count is None else _fixed(weights, count, plus)
+    chosen = _outliers(weights, plus, fence) if count is None else _fixed(weights, count, plus)
     if len(chosen) == len(features):
         return dict(enumerate(features))
-    held = {place: _with_neighbours(place, features, own_keys, weights) for place in chosen}
+    held = {place: _with_neighbours(place, features, own_keys, weights, neighbours) for place in chosen}
     dropped = [place for place in range(len(features)) if place not in chosen]
     if extra:
         held[dropped[-1]] = [sum(weights[j] * features[j][c] for j in dropped) for c in range(len(features[0]))]
     return held
 
 
-def _outliers(weights: Row, plus: bool) -> list[int]:
+def _outliers(weights: Row, plus: bool, fence: float) -> list[int]:
     low, high = (quartile(sorted(weights), share) for share in (0.25, 0.75))
-    count = max(1, sum(weight > high + 1.5 * (high - low) for weight in weights))
+    count = max(1, sum(weight > high + fence * (high - low) for weight in weights))
     chosen = set(at(highest(weights, count)))
     if plus:
         chosen |= set(range(0, len(weights) - 1, max(1, int(int(len(weights) / count) / 3))))
@@ -75,28 +109,37 @@ def _fixed(weights: Row, count: int, plus: bool) -> list[int]:
     return sorted(chosen + [left[i] for i in middles(len(left), spaced)])
 
 
-def _with_neighbours(place: int, features: Matrix, keys: Matrix, weights: Row) -> list[float]:
+def _with_neighbours(place: int, features: Matrix, keys: Matrix, weights: Row, count: int) -> list[float]:
     others = [j for j in range(len(keys)) if j != place]
-    nearest = sorted(others, key=lambda j: -cosine(keys[place], keys[j]))[:32]
+    nearest = sorted(others, key=lambda j: -cosine(keys[place], keys[j]))[:count]
     return [x + sum(weights[j] * features[j][c] for j in nearest) for c, x in enumerate(features[place])]
 
 
 # --- VisionZip ----------------------------------------------------------------------------------------------------
 
 
-def visionzip(features: Matrix, cls: Row | None, queries: Heads, keys: Heads, budget: int) -> dict[int, Row]:
+def visionzip(
+    features: Matrix,
+    cls: Row | None,
+    queries: Heads,
+    keys: Heads,
+    budget: int,
+    pair: tuple[int, int] = (27, 5),
+) -> dict[int, Row]:
+    """pair: dominant and contextual tokens, as they share the budget."""
     patches = len(features)
     if budget == patches:
         return dict(enumerate(features))
-    contextual = math.floor(budget * 5 / 32)
+    contextual = math.floor(Fraction(budget * pair[1], sum(pair)))
     by_head = attention_on_patches(queries, keys, patches)
     total = [sum(row[j] for row in by_head) for j in range(patches)]
-    dominant = at(highest(total, budget - contextual - (cls is not None)))
+    own = cls if budget > contextual else None
+    dominant = at(highest(total, budget - contextual - (own is not None)))
     rest = [j for j in range(patches) if j not in dominant]
     targets = [rest[number * (len(rest) // contextual)] for number in range(contextual)]
     others = [j for j in rest if j not in targets]
     held = {j: features[j] for j in dominant} | _contextual(targets, others, features, _mean_heads(keys)[-patches:])
-    return held if cls is None else held | {others[0]: cls}
+    return held if own is None else held | {others[0]: own}
 
 
 def _mean_heads(keys: Heads) -> list[list[float]]:
@@ -127,7 +170,19 @@ def divprune(embeddings: Matrix, budget: int) -> list[int]:
     return chosen
 
 
-def uniform(height: int, width: int, budget: int) -> list[int]:
+Grids = Sequence[tuple[int, int]]
+
+
+def uniform(grids: Grids, count: int) -> list[int]:
+    sizes, places = [height * width for height, width in grids], []
+    for number, (grid, share) in enumerate(zip(grids, share_out(count, sizes, 0), strict=True)):
+        places += [sum(sizes[:number]) + place for place in spread(*grid, share)]
+    return places
+
+
+def spread(height: int, width: int, budget: int) -> list[int]:
+    if not budget:
+        return []
     best = None
     for rows in range(1, height + 1):
         if rows > budget or rows * width < budget:
@@ -144,8 +199,17 @@ def uniform(height: int, width: int, budget: int) -> list[int]:
     return places
 
 
-def average_pooling(embeddings: Matrix, rows: int, columns: int, grid: tuple[int, int]) -> dict[int, Row]:
-    """rows, columns: of the pooled grid."""
+def average_pooling(embeddings: Matrix, grids: Grids, pooled: Grids) -> dict[int, Row]:
+    """pooled: the grid that each of `grids` is pooled to; (0, 0) where all its tokens go."""
+    held, before = {}, 0
+    for grid, (rows, columns) in zip(grids, pooled, strict=True):
+        own = embeddings[before : before + grid[0] * grid[1]]
+        held |= {before + place: row for place, row in pool(own, rows, columns, grid).items()}
+        before += len(own)
+    return held
+
+
+def pool(embeddings: Matrix, rows: int, columns: int, grid: tuple[int, int]) -> dict[int, Row]:
     height, width = grid
     held = {}
     for r, row in enumerate(middles(height, rows)):

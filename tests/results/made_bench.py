@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import PHASES, BenchMemory, BenchRow
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import PHASES, BenchMemory, BenchRow
 
 # time over dense's, of prefill and decode; their limits; image tokens and neurons kept
 METHODS = {

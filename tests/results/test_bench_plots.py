@@ -10,10 +10,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from coremat.errors import DataError, OutputError
-from coremat.results import bench_plots
-from coremat.results.bench_plots import plot_batches, plot_lengths, plot_methods, write_bench_plots
-from coremat.results.bench_record import BenchRecord
-from coremat.results.plots import COLORS
+from coremat.results.plots import bench as bench_plots
+from coremat.results.plots.bench import plot_batches, plot_lengths, plot_methods, write_bench_plots
+from coremat.results.plots.eval import COLORS
+from coremat.results.record.bench import BenchRecord
 
 SPARSE = ["core-tokens", "core-neurons", "corematching", "corematching:beta=0.2"]
 

@@ -9,9 +9,9 @@ import pytest
 from made_bench import LENGTHS, METHODS, bench
 from rich.console import Console
 
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import PHASES
-from coremat.results.bench_tables import (
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import PHASES
+from coremat.results.tables.bench import (
     bench_table,
     decode_table,
     length_table,
@@ -19,7 +19,8 @@ from coremat.results.bench_tables import (
     prefill_table,
     write_bench_tables,
 )
-from coremat.results.tables import FORMS, Table, render, to_csv, to_latex, to_markdown, to_rich
+from coremat.results.tables.eval import FORMS, Table, render, to_csv, to_latex, to_markdown
+from coremat.results.tables.terminal import Fitted, blocks
 
 TABLES = (bench_table, prefill_table, decode_table, phase_table, length_table)
 EXACT = {"kv_cache_mib_paper", "prefill_tflops", "decode_gflops"}  # and whatever has limit_ms or limit_speedup
@@ -27,7 +28,7 @@ EXACT = {"kv_cache_mib_paper", "prefill_tflops", "decode_gflops"}  # and whateve
 
 def lines_at(width: int, table: Table) -> list[str]:
     file = io.StringIO()
-    Console(width=width, file=file, color_system=None).print(to_rich(table))
+    Console(width=width, file=file, color_system=None).print(Fitted(table))
     return file.getvalue().splitlines()
 
 
@@ -325,16 +326,17 @@ def test_a_length_that_was_not_run_is_empty():
 @pytest.mark.parametrize("make", [prefill_table, decode_table, phase_table, length_table])
 @pytest.mark.parametrize("projected", [False, True])
 def test_tables_fit_a_terminal_of_120_columns(make, projected):
-    """With decoders and batch sizes; numbers are whole, and a line begins with its source or phase."""
+    """With decoders and batch sizes; numbers are whole, and those of a row in one line, or one of each block."""
     methods = ("dense", "core-neurons", "corematching:beta=0.2")
     table = make(bench(methods, decoders=("eager generate", "graph"), batches=(1, 2), projected=projected, layers=32))
     lines = lines_at(120, table)
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     assert "…" not in text
-    numeric = [at for at, column in enumerate(table.columns) if column.numeric]
-    for row in table.rows:
-        assert any(all(row[at] in line.split() or not row[at] for at in numeric) for line in lines), row
+    for block in blocks(table, 120):
+        numeric = [at for at in block if table.columns[at].numeric]
+        for row in table.rows:
+            assert any(all(row[at] in line.split() or not row[at] for at in numeric) for line in lines), row
 
 
 def test_tables_are_written_beside_the_record(tmp_path):

@@ -12,23 +12,30 @@ import pytest
 from made_bench import bench
 
 from coremat.errors import ConfigError, RecordError, UnknownNameError
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import BenchRow
-from coremat.results.compare import compare
-from coremat.results.compare_forms import RULES, render, to_table
-from coremat.results.compare_rows import NEW, OK, REGRESSED, Compared, Comparison, Limits
-from coremat.results.record import Record, Row
+from coremat.results.check.compare import compare
+from coremat.results.check.forms import RULES, render, to_table
+from coremat.results.check.rows import NEW, OK, REGRESSED, Compared, Comparison, Limits
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import BenchRow
+from coremat.results.record.eval import Record, Row
 from coremat.results.statistics import paired_bootstrap
-from coremat.results.tables import to_csv
+from coremat.results.tables.eval import to_csv
 
 CONFIG = {"limit": 100, "seed": 0, "tasks": ["shapes"]}
 USUAL = Limits()
+
+
+def described(name: str, tokens: bool = False, neurons: bool = False, **options: Any) -> dict[str, Any]:
+    """A method as a record holds it."""
+    return {"name": name, "options": options, "shortens": {"tokens": tokens, "neurons": neurons}, "slot": "none"}
+
+
 METHODS = {
-    "dense": {"tokens": "all", "neurons": "all"},
-    "core-tokens": {"tokens": "knee", "neurons": "all"},
-    "core-neurons": {"tokens": "all", "neurons": "core"},
-    "corematching": {"tokens": 0.5, "neurons": "core"},
-    "oracle-neurons": {"tokens": "all", "neurons": "oracle"},
+    "dense": described("dense"),
+    "core-tokens": described("core-tokens", tokens=True),
+    "core-neurons": described("core-neurons", neurons=True),
+    "corematching": described("corematching", tokens=True, neurons=True),
+    "oracle-neurons": described("oracle-neurons"),
 }
 
 
@@ -73,6 +80,38 @@ def scores(
 
 
 # --- scores ----------------------------------------------------------------------------------------------
+
+OWN_SCALE = CONFIG | {"own_scale": {"shapes": ["cider"]}}
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "max_drop", "verdict"),
+    [
+        (0.96, 1.10, 1.0, REGRESSED),
+        (0.96, 1.10, 12.7, REGRESSED),
+        (0.96, 1.10, 12.8, OK),
+        (1.095, 1.10, 1.0, OK),
+        (1.10, 0.96, 0.0, OK),
+        (96.0, 110.0, 1.0, REGRESSED),
+    ],
+)
+def test_on_lmms_evals_own_scale_a_point_is_one_per_cent(
+    folders: tuple[Path, Path], now: float, before: float, max_drop: float, verdict: str
+) -> None:
+    rows = (row(score, metric="cider") for score in (now, before))
+    assert scores(folders, *rows, config=OWN_SCALE, limits=Limits(max_drop)).verdict == verdict
+
+
+def test_a_drop_on_lmms_evals_own_scale_is_said_in_its_digits(folders: tuple[Path, Path]) -> None:
+    ours, theirs = (
+        save(folder, row(score, metric="cider"), config=OWN_SCALE)
+        for folder, score in zip(folders, (0.016, 0.018), strict=True)
+    )
+    comparison = compare(ours, theirs, USUAL)
+    assert only(comparison).why == "fell by 0.002, from 0.018 to 0.016"
+    table = to_table(comparison)
+    assert table.rows[0][3:6] == ("0.0160", "0.0180", "0.0020")
+    assert "cider of shapes: as lmms-eval gives it; a point is 1 % of the baseline's score." in table.notes
 
 
 def flipped(lost: int, gained: int) -> tuple[list[int], list[int]]:
@@ -190,8 +229,8 @@ def test_rows_differ_by_method_task_and_metric(folders) -> None:
 # --- speed of an evaluation ------------------------------------------------------------------------------
 
 
-def timed(method: str, prefill: float | None = 10.0, decode: float | None = 4.0, **changes: Any) -> Row:
-    return row(90.0, method, prefill_ms=prefill, decode_ms_per_token=decode, **changes)
+def timed(method: str, first_token: float | None = 10.0, decode: float | None = 4.0, **changes: Any) -> Row:
+    return row(90.0, method, first_token_ms=first_token, decode_ms_per_token=decode, **changes)
 
 
 def floors(folder: Path, least: float, *rows: Row) -> dict[tuple[str, str], tuple[float, str]]:
@@ -203,9 +242,9 @@ def floors(folder: Path, least: float, *rows: Row) -> dict[tuple[str, str], tupl
 def test_each_phase_that_a_method_shortens_has_a_floor(tmp_path: Path) -> None:
     rows = (timed("dense"), timed("core-tokens", 5.0, 9.0), timed("core-neurons", 20.0, 2.0))
     assert floors(tmp_path, 1.5, *rows, timed("corematching", 8.0, 3.0), timed("oracle-neurons", 90.0, 90.0)) == {
-        ("core-tokens", "prefill speed-up"): (2.0, OK),
+        ("core-tokens", "first token speed-up"): (2.0, OK),
         ("core-neurons", "decode speed-up"): (2.0, OK),
-        ("corematching", "prefill speed-up"): (1.25, REGRESSED),
+        ("corematching", "first token speed-up"): (1.25, REGRESSED),
         ("corematching", "decode speed-up"): (4 / 3, REGRESSED),
     }
 
@@ -213,16 +252,16 @@ def test_each_phase_that_a_method_shortens_has_a_floor(tmp_path: Path) -> None:
 def test_the_floor_is_over_dense_on_the_same_task_by_the_first_metric(tmp_path: Path) -> None:
     rows = [timed("dense", 10.0), timed("dense", 30.0, task="gqa"), timed("core-tokens", 10.0, task="gqa")]
     rows += [timed("core-tokens", 1.0, task="gqa", metric="f1"), timed("dense", 3.0, task="gqa", metric="f1")]
-    assert floors(tmp_path, 3, *rows) == {("core-tokens", "prefill speed-up"): (3.0, OK)}
+    assert floors(tmp_path, 3, *rows) == {("core-tokens", "first token speed-up"): (3.0, OK)}
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([timed("core-tokens")], "no prefill_ms of dense on shapes"),
-        ([timed("dense", None), timed("core-tokens")], "no prefill_ms of dense on shapes"),
+        ([timed("core-tokens")], "no first_token_ms of dense on shapes"),
+        ([timed("dense", None), timed("core-tokens")], "no first_token_ms of dense on shapes"),
         ([timed("dense"), timed("core-neurons", 1.0, None)], "no decode_ms_per_token of core-neurons on shapes"),
-        ([timed("dense"), timed("core-tokens", 0)], "no prefill_ms of core-tokens on shapes"),
+        ([timed("dense"), timed("core-tokens", 0)], "no first_token_ms of core-tokens on shapes"),
         ([timed("dense"), timed("fastv")], "does not say what fastv prunes"),
         ([timed("dense")], "no method that prunes anything"),
     ],
@@ -339,10 +378,20 @@ def test_other_work_is_no_comparison(folders) -> None:
 
 
 def test_what_makes_scores_hard_to_compare_is_noted(folders) -> None:
-    one = {"reading": {"square": True}, "weights": "a", "dtype": "float32", "methods": {"fastv": {"alpha": 1}}}
-    other = {"reading": {"square": False}, "weights": "b", "methods": {"fastv": {"alpha": 2, "knee": "signed"}}}
+    ours = {"fastv": described("fastv", alpha=1), "x+y": {"parts": [described("x", seed=1), described("y", beta=0.2)]}}
+    theirs = {"fastv": described("fastv", alpha=2, knee="signed"), "x+y": {"parts": [described("y", beta=0.4)]}}
+    one = {"reading": {"square": True}, "weights": "a", "dtype": "float32", "methods": ours}
+    other = {"reading": {"square": False}, "weights": "b", "methods": theirs}
     comparison = compare(save(folders[0], row(), config=one), save(folders[1], row(), config=other), USUAL)
-    assert comparison.notes == ("differs from the baseline: reading, fastv (alpha).",)
+    assert comparison.notes == ("differs from the baseline: reading, fastv (alpha), x+y (y beta).",)
+
+
+def test_another_source_of_a_foreign_method_is_noted(folders) -> None:
+    """The same file, typed alike, with other code in it."""
+    for folder, sha in zip(folders, "ab", strict=True):
+        source = {"source": {"file": "mine.py", "sha256": sha * 64}}
+        save(folder, row(), config={"methods": {"./mine.py:Mine": described("Mine") | source}})
+    assert compare(*folders, USUAL).notes == ("differs from the baseline: ./mine.py:Mine (source).",)
     assert compare(folders[0], folders[0], USUAL).notes == ()
 
 

@@ -5,6 +5,7 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -13,13 +14,14 @@ from rich.console import Console
 
 from coremat.cli.table import paper_columns
 from coremat.errors import UnknownNameError
-from coremat.results.paper import TEXT_COLUMNS, TITLES, paper_table
-from coremat.results.paper_rows import paper_method
-from coremat.results.paper_tables import HEADINGS
-from coremat.results.paper_tables import beside as lay_beside
-from coremat.results.paper_tables import beside_frame as lay_beside_frame
-from coremat.results.record import Record, Row
-from coremat.results.tables import FORMS, Table, render, to_csv, to_rich
+from coremat.results.paper.printed import TEXT_COLUMNS, TITLES, paper_table
+from coremat.results.paper.rows import paper_method
+from coremat.results.paper.tables import HEADINGS
+from coremat.results.paper.tables import beside as lay_beside
+from coremat.results.paper.tables import beside_frame as lay_beside_frame
+from coremat.results.record.eval import Record, Row
+from coremat.results.tables.eval import FORMS, Table, render, to_csv
+from coremat.results.tables.terminal import Fitted
 from coremat.tasks.catalogue import TASKS
 
 DATA = Path(__file__).parents[2] / "results" / "paper"
@@ -253,28 +255,32 @@ def test_neurons_alone_of_table_8():
     assert [row["vizwiz"] for row in ours(frame, "difference")] == [-0.5, pytest.approx(0.2)]
 
 
-def neurons_alone(beta: float, **others: dict) -> dict:
-    """The config of a record in which core-neurons ran at this ratio."""
-    return {"methods": {"core-neurons": {"neurons": "core", "tokens": "all", "beta": beta}, **others}}
+NEURONS_ALONE = {"methods": {"core-neurons": {"name": "core-neurons"}}}
+
+
+def at_ratio(row: Row, beta: float, **changes: Any) -> Row:
+    """A row of core neurons alone: as many as a share of 11008 gives, rounded down."""
+    fixed = {"method": "core-neurons", "neurons": 11008, "neurons_kept": int(beta * 11008)}
+    return replace(row, **(fixed | changes))
 
 
 def test_a_sweep_in_one_record_gives_a_row_for_each_ratio():
-    methods = {f"core-neurons:beta={b}": {"neurons": "core", "tokens": "all", "beta": b} for b in (0.2, 0.6)}
-    other = {"corematching": {"neurons": "core", "tokens": "knee", "beta": 0.4}}
-    rows = tuple(replace(ROW, method=name) for name in (*methods, *other))
-    measured = ours(beside_frame(1, [Record("llava-1.5-7b", rows, {"methods": methods | other})]))
-    assert [(row["method"], row["keep_ratio"]) for row in measured] == list(zip(methods, (0.2, 0.6), strict=True))
+    ratios = {f"core-neurons:beta={beta}": beta for beta in (0.2, 0.6)}
+    methods = {typed: {"name": "core-neurons"} for typed in ratios} | {"corematching": {"name": "corematching"}}
+    rows = tuple(at_ratio(ROW, ratios.get(typed, 0.4), method=typed) for typed in methods)
+    measured = ours(beside_frame(1, [Record("llava-1.5-7b", rows, {"methods": methods})]))
+    assert [(row["method"], row["keep_ratio"]) for row in measured] == list(ratios.items())
 
 
 def test_samples_in_the_notes_are_those_of_the_main_metric():
     rows = (replace(ROW, method="core-neurons"), replace(ROW, method="core-neurons", metric="f1", samples=3))
-    notes = beside(1, [Record("m", rows, neurons_alone(0.4))]).notes
+    notes = beside(1, [Record("m", rows, NEURONS_ALONE)]).notes
     assert f"m, measured samples: gqa {ROW.samples}." in notes
 
 
 def test_keep_ratios_of_table_1():
-    rows = (replace(ROW, method="core-neurons"), replace(ROW, method="core-neurons", metric="f1", score=1.0), POPE)
-    records = [Record("llava-1.5-7b", rows, neurons_alone(beta)) for beta in (0.2, 1.0)]
+    rows = [(at_ratio(ROW, beta), at_ratio(ROW, beta, metric="f1", score=1.0), POPE) for beta in (0.2, 1.0)]
+    records = [Record("llava-1.5-7b", every, NEURONS_ALONE) for every in rows]
     frame = beside_frame(1, records)
     common = {"source": "measured", "model": "llava-1.5-7b", "method": "core-neurons", "task": "gqa"}
     assert ours(frame) == [common | {"keep_ratio": beta, "accuracy_percent": 62.34} for beta in (0.2, 1.0)]
@@ -290,8 +296,14 @@ def test_points_are_no_accuracy():
         replace(mme, metric="mme_cognition_score"),
         replace(mme, task="ai2d", metric="exact_match", score=54.0),
     )
-    measured = ours(beside_frame(1, [Record("llava-1.5-7b", rows, neurons_alone(0.4))]))
+    measured = ours(beside_frame(1, [Record("llava-1.5-7b", rows, NEURONS_ALONE)]))
     assert [(row["task"], row["accuracy_percent"]) for row in measured] == [("ai2d", 54.0)]
+
+
+def test_what_is_on_lmms_evals_own_scale_is_no_accuracy():
+    unknown = replace(ROW, method="core-neurons", task="captions", metric="cider", score=0.96)
+    config = NEURONS_ALONE | {"own_scale": {"captions": ["cider"]}}
+    assert ours(beside_frame(1, [Record("llava-1.5-7b", (unknown,), config)])) == []
 
 
 def test_table_1_needs_the_ratio():
@@ -460,8 +472,7 @@ def of_every_task(model, methods):
         for method in methods
         for nth, (task, metric) in enumerate(metrics)
     ]
-    config = {"methods": {"core-neurons": {"neurons": "core", "tokens": "all", "beta": 0.4}}}
-    return Record(model, tuple(rows), RECORD.config | config)
+    return Record(model, tuple(rows), RECORD.config | NEURONS_ALONE)
 
 
 @pytest.mark.parametrize("number", TITLES)
@@ -519,7 +530,7 @@ def test_table_3_with_a_projection_fits_a_terminal_of_120_columns():
 def assert_fits(table: Table) -> None:
     """Every row is there, and the word that says where it is from stands whole."""
     file = io.StringIO()
-    Console(width=120, file=file, color_system=None).print(to_rich(table))
+    Console(width=120, file=file, color_system=None).print(Fitted(table))
     lines = file.getvalue().splitlines()
     assert max(map(len, lines)) <= 120
     words = ("paper ", "measured ", "projected ", "difference ")

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from coremat.errors import DataError, OutputError
-from coremat.results import plots
-from coremat.results.plots import plot_sweep, plot_training_curve
+from coremat.results.plots import eval as plots
+from coremat.results.plots.eval import plot_sweep, plot_training_curve
 
 SWEEP = pandas.DataFrame(
     [

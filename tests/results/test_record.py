@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coremat.errors import OutputError, RecordError
-from coremat.results import record as module
-from coremat.results.record import ROW_FIELDS, Record, Row, read_document, read_samples, write_text_atomic
+from coremat.results.record import eval as module
+from coremat.results.record.bench import read_any
+from coremat.results.record.eval import ROW_FIELDS, Record, Row, read_document, read_samples, write_text_atomic
+from coremat.results.record.methods import shortens
 
 ROW = Row(method="dense", task="shapes", metric="exact_match", score=93.1, samples=2000)
 RECORD = Record("tiny", (ROW, replace(ROW, method="corematching", stderr=0.6)), {"beta": 0.4}, {"device": "cpu"})
@@ -22,7 +24,7 @@ RECORD = Record("tiny", (ROW, replace(ROW, method="corematching", stderr=0.6)), 
 
 def document(**changes):
     rows = [asdict(row) for row in RECORD.rows]
-    whole = {"schema": 1, "kind": "eval", "model": "tiny", "rows": rows, "config": {}, "environment": {}}
+    whole = {"schema": 2, "kind": "eval", "model": "tiny", "rows": rows, "config": {}, "environment": {}}
     return whole | changes
 
 
@@ -42,21 +44,83 @@ def test_record_comes_back_from_folder_and_file(tmp_path):
 def test_written_names_are_the_agreed_ones(tmp_path):
     written = json.loads(RECORD.write(tmp_path).read_text())
     assert list(written) == ["schema", "kind", "model", "rows", "config", "environment"]
-    assert (written["schema"], written["kind"]) == (1, "eval")
+    assert (written["schema"], written["kind"]) == (2, "eval")
     assert " ".join(written["rows"][0]) == (
         "method task metric score stderr samples image_tokens image_tokens_kept neurons neurons_kept prefill_tflops "
-        "kv_cache_mib prefill_ms decode_ms_per_token selection_ms agreement_with_dense"
+        "kv_cache_mib first_token_ms decode_ms_per_token selection_ms agreement_with_dense"
     )
     assert written["rows"][0]["stderr"] is None
+
+
+def test_a_record_of_schema_1_is_read_under_the_names_of_today(tmp_path):
+    """There the time to the first token had the name of a bench's prefill."""
+    timed = replace(ROW, first_token_ms=7.5)
+    old = {"prefill_ms" if name == "first_token_ms" else name: value for name, value in asdict(timed).items()}
+    save(tmp_path, document(schema=1, rows=[old]))
+    assert Record.read(tmp_path).rows == (timed,)
+    assert json.loads(Record.read(tmp_path).write(tmp_path).read_text())["rows"][0]["first_token_ms"] == 7.5
+
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+
+
+@pytest.mark.parametrize("name", ["default", "gate", "methods", "prune-layer"])
+def test_the_times_of_committed_records_are_read(name):
+    written = json.loads((REFERENCE / name / "record.json").read_text())
+    assert [row.first_token_ms for row in Record.read(REFERENCE / name).rows] == [
+        row["prefill_ms" if written["schema"] == 1 else "first_token_ms"] for row in written["rows"]
+    ]
+
+
+COMMITTED = sorted(path.parent.name for path in REFERENCE.glob("*/record.json"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_records_say_what_each_method_shortens(name):
+    record = read_any(REFERENCE / name)
+    for typed in {row.method for row in record.rows} if isinstance(record, Record) else ():
+        first = typed.partition(":")[0]
+        whole = {"dense", "corematching-released", "oracle-neurons"}
+        assert shortens(record.config, typed, "tokens") == (first not in whole and "-neurons" not in first)
+        chosen = {"corematching", "core-neurons", "random-neurons"}
+        assert shortens(record.config, typed, "neurons") == (first in chosen)
+
+
+SCHEMA_1 = {"tokens": "knee", "token_score": "core-neurons", "neurons": "all", "alpha": 0.2, "prune_layer": 2}
+
+
+@pytest.mark.parametrize(
+    ("typed", "fields", "options", "shorter", "slot"),
+    [
+        ("core-tokens:alpha=0.2", {}, {"tokens": "knee"}, (True, False), "decoder layer"),
+        ("dense", {"tokens": "all"}, {}, (False, False), "none"),
+        ("fastv+core-neurons", {"neurons": "core"}, {}, (True, True), "decoder layer and neurons"),
+        ("divprune", {"prune_layer": 0, "positions": "auto"}, {"positions": "auto"}, (True, False), "before decoder"),
+        ("divprune", {"prune_layer": 0, "positions": "reindexed"}, {"positions": "restart"}, (True, False), None),
+        ("core-tokens", {"positions": "auto"}, {"positions": "original"}, (True, False), "decoder layer"),
+        ("oracle-neurons", {"tokens": "all", "neurons": "oracle"}, {}, (False, False), "neurons"),
+        ("core-neurons", {"neurons": "core", "neurons_in_prefill": True}, {"prefill_from": 2}, (True, True), None),
+        ("corematching-released", {"tokens": "all", "released": True}, {}, (False, False), "cache"),
+    ],
+)
+def test_methods_of_schema_1_are_read_as_those_of_today(tmp_path, typed, fields, options, shorter, slot):
+    save(tmp_path, document(schema=1, rows=[], config={"methods": {typed: SCHEMA_1 | fields}, "seed": 0}))
+    config = Record.read(tmp_path).config
+    described = config["methods"][typed]
+    assert (described["name"], config["seed"]) == (typed.partition(":")[0], 0)
+    assert described["options"].items() >= options.items()
+    assert not {"token_score", "neurons", "released", "neurons_in_prefill"} & set(described["options"])
+    assert tuple(described["shortens"].values()) == shorter
+    assert described["slot"] == (slot or described["slot"])
 
 
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**9), 10**9)
 
 
 @settings(deadline=None, max_examples=30)
-@given(score=numbers, prefill_ms=numbers, samples=st.integers(0), method=st.text(), model=st.text())
-def test_any_numbers_and_names_come_back(tmp_path_factory, score, prefill_ms, samples, method, model):
-    row = Row(method=method, task="t", metric="m", score=score, prefill_ms=prefill_ms, samples=samples)
+@given(score=numbers, first_token_ms=numbers, samples=st.integers(0), method=st.text(), model=st.text())
+def test_any_numbers_and_names_come_back(tmp_path_factory, score, first_token_ms, samples, method, model):
+    row = Row(method=method, task="t", metric="m", score=score, first_token_ms=first_token_ms, samples=samples)
     folder = tmp_path_factory.mktemp("run")
     Record(model, (row,)).write(folder)
     assert Record.read(folder) == Record(model, (row,))
@@ -99,8 +163,9 @@ def test_config_may_hold_paths(tmp_path):
         ("{", "is not JSON"),
         ("\x00", "is not JSON"),
         ("[1]", r"it holds \[1\] where an object is needed"),
-        (document(schema=2), "has schema 2, and this coremat reads schema 1: update coremat"),
-        (document(schema=0), "has schema 0, and this coremat reads schema 1$"),
+        (document(schema=3), "has schema 3, and this coremat reads schemas 1 and 2: update coremat"),
+        (document(schema=0), "has schema 0, and this coremat reads schemas 1 and 2$"),
+        (document(schema=1), "row 1 lacks prefill_ms; null stands for"),
         (document(schema="1"), "'schema' is \"1\", and must be a whole number"),
         (document(schema=True), "'schema' is true"),
         (document(kind="bench"), "of kind 'bench', and one of kind 'eval' is needed"),

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from coremat.errors import UnknownNameError
-from coremat.results.record import ROW_FIELDS, Record, Row
-from coremat.results.tables import (
+from coremat.results.record.eval import ROW_FIELDS, Record, Row
+from coremat.results.tables.eval import (
     FORMS,
     Column,
     Table,
@@ -26,9 +26,9 @@ from coremat.results.tables import (
     to_csv,
     to_latex,
     to_markdown,
-    to_rich,
     write_tables,
 )
+from coremat.results.tables.terminal import Fitted
 
 METHODS = ("dense", "corematching", "core-tokens", "core-neurons", "random-tokens", "random-neurons")
 FULL = Row(
@@ -44,7 +44,7 @@ FULL = Row(
     neurons_kept=140,
     prefill_tflops=0.000512345,
     kv_cache_mib=0.43211,
-    prefill_ms=123.456,
+    first_token_ms=123.456,
     decode_ms_per_token=12.3456,
     selection_ms=1.23456,
     agreement_with_dense=97.8543,
@@ -57,6 +57,14 @@ def record(*rows: Row, **config: object) -> Record:
     return Record("tiny", rows, CONFIG | config, {"device": "a test machine"})
 
 
+def test_scores_on_lmms_evals_own_scale_are_not_rounded_away() -> None:
+    caption = replace(FULL, task="captions", metric="cider", score=1.1, stderr=0.012)
+    rows = (caption, replace(caption, method="dense", score=0.96, stderr=None), FULL)
+    shown = eval_table(record(*rows, own_scale={"captions": ["cider"]}))
+    assert [cells[3] for cells in shown.rows] == ["1.100 ± 0.012", "0.960", "93.1 ± 0.6"]
+    assert "captions: cider as lmms-eval gives it, which is not made per cent." in shown.notes
+
+
 def both_tasks() -> Record:
     rows = [replace(FULL, method=m, task=t) for m in METHODS for t in ("easyvqa", "shapes")]
     return record(*rows)
@@ -64,7 +72,7 @@ def both_tasks() -> Record:
 
 def lines_at(width: int, table: Table) -> list[str]:
     file = io.StringIO()
-    Console(width=width, file=file, color_system=None).print(to_rich(table))
+    Console(width=width, file=file, color_system=None).print(Fitted(table))
     return file.getvalue().splitlines()
 
 
@@ -110,6 +118,14 @@ def test_notes_state_flops_device_and_prompt():
     notes = " ".join(eval_table(record(FULL)).notes)
     assert "prefill TFLOPs: 2*MAC; prompt of 166.2 tokens (mean)." in notes
     assert "measured on a test machine" in notes
+
+
+def test_the_time_to_the_first_token_is_no_prefill():
+    table = eval_table(record(FULL))
+    headings = to_markdown(table).splitlines()[2]
+    assert "| first token ms |" in headings
+    assert "prefill ms" not in headings
+    assert "first token: from the start of generate, vision tower included, over the batch's rows" in table.notes[0]
 
 
 def test_prompt_length_by_task():
@@ -199,7 +215,7 @@ def test_table_fits_a_terminal_of_120_columns():
     assert max(map(len, lines)) <= 120
     for method in METHODS:
         (line,) = (line for line in lines if line.startswith(f"{method} "))
-        assert "93.1 ± 0.6    2000 576→36.4 4403/11008 0.000512 0.432     123   12.3   1.23  97.9" in line
+        assert "93.1 ± 0.6    2000 576→36.4 4403/11008 0.000512 0.432      123   12.3   1.23  97.9" in line
 
 
 def test_narrow_terminal_folds_names_and_keeps_numbers():

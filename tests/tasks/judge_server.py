@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+RETRY_DELAY = "openai._base_client.INITIAL_RETRY_DELAY"  # seconds before a second try, for a test to shorten
 Reply = tuple[float, int, bytes, dict[str, str]]  # seconds to wait, status, body, headers
 Script = Sequence[Reply] | Callable[[str], Reply]
 

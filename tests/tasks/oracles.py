@@ -15,12 +15,13 @@ from fake_answers import question_of
 from mirrors import VIDEO_TASKS
 from mirrors_questions import QUESTIONS, Asked, picture, scenes
 
-import coremat.lmms_model
-from coremat.config import SparsityConfig
-from coremat.frames import Clip
-from coremat.inference import Answer
-from coremat.loading import LoadedModel
-from coremat.prompt import SequenceStats
+import coremat.tasks.lmms_eval.model
+from coremat.generate import Answer
+from coremat.methods.base import Method
+from coremat.methods.corematching.core_tokens import CoreTokens
+from coremat.models.load import LoadedModel
+from coremat.preprocessing.video import Clip
+from coremat.runtime.stats import SequenceStats
 
 WAYS: dict[str, Callable[[Asked], str]] = {
     "right": lambda one: one.right,
@@ -28,7 +29,7 @@ WAYS: dict[str, Callable[[Asked], str]] = {
     "yes": lambda one: "Yes",
     "a": lambda one: "A",
 }
-METHODS = {way: SparsityConfig(tokens=number) for number, way in enumerate(WAYS, 1)}  # the number says who answers
+METHODS = {way: CoreTokens(tokens=number) for number, way in enumerate(WAYS, 1)}  # whose budget says who answers
 VIDEOS = sorted({one.shown[0] for name in VIDEO_TASKS for one in QUESTIONS[name]})
 STATS = SequenceStats(
     prompt_tokens=40,
@@ -37,6 +38,8 @@ STATS = SequenceStats(
     kept=(0,),
     neurons=32,
     neurons_kept=(8, 8),
+    tokens_per_layer=(40, 25),
+    cached_per_layer=(25, 25),
     kv_bytes=1024,
     prefill_flops=10**9,
     selection_seconds=0.0,
@@ -69,7 +72,7 @@ def video_of(clip: Clip) -> str:
     return min(VIDEOS, key=lambda name: np.abs(np.array(seen) - np.array(scenes(name))).sum())
 
 
-def say(way: str, conversation: Sequence[dict[str, Any]]) -> str:
+def log(way: str, conversation: Sequence[dict[str, Any]]) -> str:
     text = question_of(list(conversation))
     one = asked_by(text)
     check_shown(one, conversation[-1]["content"])
@@ -82,14 +85,14 @@ def say(way: str, conversation: Sequence[dict[str, Any]]) -> str:
 
 
 class Oracles:
-    """In the place of `coremat.inference.answering`; `asked`: the prompts, and the settings of each."""
+    """In the place of `coremat.generate.answering`; `asked`: the prompts, and the settings of each."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
     @contextmanager
-    def answering(self, loaded: LoadedModel, config: SparsityConfig) -> Iterator[Callable[..., list[Answer]]]:
-        yield partial(self._answer, list(WAYS)[int(config.tokens) - 1])
+    def answering(self, loaded: LoadedModel, method: Method) -> Iterator[Callable[..., list[Answer]]]:
+        yield partial(self._answer, next(way for way, own in METHODS.items() if own == method))
 
     def _answer(
         self,
@@ -99,10 +102,10 @@ class Oracles:
         sample_seeds: Sequence[int] | None = None,
     ) -> list[Answer]:
         self.asked += [(question_of(one), generation) for one in conversations]
-        return [Answer(say(way, one), 1, 0.01, 0.002, STATS) for one in conversations]
+        return [Answer(log(way, one), 1, 0.01, 0.002, STATS) for one in conversations]
 
 
 def install(put: Callable[[Any, str, Any], None], oracles: Oracles) -> Oracles:
     """`put` as `setattr` or monkeypatch.setattr."""
-    put(coremat.lmms_model, "answering", oracles.answering)
+    put(coremat.tasks.lmms_eval.model, "answering", oracles.answering)
     return oracles

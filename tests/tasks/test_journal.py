@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coremat.errors import OutputError
-from coremat.tasks.journal import RUN_FILE, Journal, claim_folder
+from coremat.tasks.run.journal import RUN_FILE, Journal, claim_folder
 
 RUN = {"model": "tiny", "methods": {"dense": {"beta": 0.4}}, "limit": 10}
 
@@ -51,6 +51,18 @@ def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path: Path, torn: bytes) ->
         assert path.read_bytes() == whole
         journal.append([line(1)])
     assert [json.loads(text)["key"] for text in path.read_text().splitlines()] == ["key-0", "key-1"]
+
+
+def test_a_broken_line_in_the_middle_costs_itself(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    with Journal(tmp_path) as journal:
+        journal.append([line(0), line(1)])
+    path.write_bytes(b"\x00\xff\n" + path.read_bytes().replace(b"key-0", b'key-"0'))
+    with Journal(tmp_path) as journal:
+        assert list(journal.lines) == ["key-1"]
+        journal.append([line(2)])
+    with Journal(tmp_path) as journal:
+        assert list(journal.lines) == ["key-1", "key-2"]
 
 
 def test_cut_anywhere_in_its_last_line_it_is_read_up_to_the_last_whole_answer(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """lmms-eval's own scoring code with our judge before it: the scores, and that a failure is never one of them."""
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +10,13 @@ from typing import Any
 import lmms_eval
 import pandas as pd
 import pytest
-from judge_server import JudgeServer, Reply, Script, fails, judge_server, says
+from judge_server import RETRY_DELAY, JudgeServer, Reply, Script, fails, judge_server, says
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.utils import load_yaml_config
 
 from coremat.errors import ConfigError, JudgeError, UnsupportedError
-from coremat.tasks.judge import Judge
-from coremat.tasks.judge_calls import asks_judge
-from coremat.tasks.judging import check_judge, judged_by, loadable, video_judge
+from coremat.tasks.judge.client import Judge
+from coremat.tasks.judge.scoring import check_judge, judged_by, loadable, video_judge
 
 FOLDER = Path(lmms_eval.__path__[0]) / "tasks"
 OURS = Path(__file__).parent.parent.parent / "tasks"
@@ -24,31 +24,11 @@ YAMLS = {
     "mmvet": FOLDER / "mmvet/mmvet.yaml",
     "activitynetqa": FOLDER / "activitynetqa/activitynetqa_generation.yaml",
     "mmbench_en_dev": FOLDER / "mmbench/mmbench_en_dev.yaml",
-    "mmbench_en_dev_static": FOLDER / "mmbench/mmbench_en_dev_static.yaml",
     "llava_in_the_wild": FOLDER / "llava-in-the-wild/llava-in-the-wild.yaml",
     "mathverse_testmini": FOLDER / "mathverse/mathverse_testmini.yaml",
-    "corecognition": FOLDER / "corecognition/corecognition.yaml",
-    "msvd_qa": OURS / "video_qa/msvd_qa.yaml",
-    "easyvqa": OURS / "easyvqa/easyvqa.yaml",
-} | {
-    name: FOLDER / f"{folder}/{name}.yaml"
-    for folder, name in {
-        "gqa": "gqa",
-        "pope": "pope",
-        "mme": "mme",
-        "textvqa": "textvqa_val",
-        "vizwiz_vqa": "vizwiz_vqa_val",
-        "docvqa": "docvqa_val",
-        "ocrbench": "ocrbench",
-        "chartqa": "chartqa",
-        "ai2d": "ai2d",
-        "scienceqa": "scienceqa_img",
-        "seedbench": "seedbench",
-        "vqav2": "vqav2_val",
-        "infovqa": "infovqa_val",
-    }.items()
+    "videochatgpt_gen": FOLDER / "videochatgpt/videochatgpt_generic.yaml",
+    "msvd_qa": OURS / "bundled/video_qa/msvd_qa.yaml",
 }
-ASKING = {"mmvet", "activitynetqa", "mmbench_en_dev", "llava_in_the_wild", "mathverse_testmini", "corecognition"}
 
 
 def load(name: str) -> Any:
@@ -60,6 +40,7 @@ def load(name: str) -> Any:
         task=name, process_results=config.get("process_results"), metric_list=config.get("metric_list")
     )
     task.OUTPUT_TYPE = "generate_until"
+    task._instances, task._filters = [], []
     return task
 
 
@@ -74,8 +55,9 @@ def server() -> Iterator[JudgeServer]:
 
 
 @pytest.fixture
-def judge(server: JudgeServer, tmp_path: Path) -> Judge:
-    return Judge(server.url, "grader", tmp_path / "judge.jsonl", timeout=5.0, tries=3, wait=0.002)
+def judge(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
+    monkeypatch.setattr(RETRY_DELAY, 0.002)
+    return Judge(server.url, "grader", tmp_path / "judge.jsonl", timeout=5.0, tries=3)
 
 
 FAILURES: dict[str, Script] = {"500": [fails(500)], "empty": [says("")], "unreadable": [says("Who knows?")]}
@@ -85,24 +67,101 @@ every_failure = pytest.mark.parametrize("script", FAILURES.values(), ids=FAILURE
 # --- who asks --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", YAMLS)
-def test_who_asks_a_judge(name: str) -> None:
-    assert asks_judge(load(name)) == (name in ASKING)
-
-
 def test_a_judge_is_asked_for_before_the_run() -> None:
     for name in ("mmvet", "activitynetqa", "mmbench_en_dev"):
         with pytest.raises(
             ConfigError, match=f"^task {name} is graded by a judge: give --judge-url and --judge-model$"
         ):
-            check_judge(name, load(name), None)
+            check_judge(name, None)
     for name in ("gqa", "mmbench_en_dev_static", "msvd_qa"):
-        check_judge(name, load(name), None)
+        check_judge(name, None)
 
 
-def test_a_judged_task_that_is_not_carried_is_refused(judge: Judge) -> None:
-    with pytest.raises(UnsupportedError, match=r"^task llava_in_the_wild is graded by a judge.* mmvet, activitynetqa"):
-        check_judge("llava_in_the_wild", load("llava_in_the_wild"), judge)
+def scored(name: str, task: Any, judge: Judge | None = None, doc: Any = None) -> Any:
+    """As lmms-eval does it when the answers are there."""
+    with judged_by(name, task, judge):
+        task.apply_filters()
+        return task.process_results(doc, ["a ball"])
+
+
+DOCS: dict[str, dict[str, Any]] = {
+    "llava_in_the_wild": {"question": "what?", "gpt_answer": "red", "caption": "a ball", "category": "conv"},
+    "mathverse_testmini": {"question_for_eval": "how many?", "answer": "two"},
+    "videochatgpt_gen": {"question": "what?", "answer": "a dog", "video_name": "v"},
+}
+
+
+@pytest.mark.parametrize("name", DOCS)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_task_that_asks_a_server_of_its_own_is_never_scored(
+    name: str, given: bool, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where it catches all that is raised; without a key of the user's it would not come as far as a call."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    task = load(name)
+    said = f"^task {name} asks api.openai.com for its scores, .* --judge-url and --judge-model serve mmvet, "
+    with pytest.raises(UnsupportedError, match=said):
+        scored(name, task, judge if given else None, DOCS[name])
+    assert "OPENAI_API_KEY" not in os.environ
+
+
+def calls(own: Callable[[], Any]) -> Any:
+    """A task whose scoring does this, and then has a score whatever came of it."""
+
+    def process_results(doc: Any, results: list[str]) -> dict[str, float]:
+        try:
+            own()
+        except BaseException:
+            return {"score": 0.0}
+        return {"score": 1.0}
+
+    task = load("msvd_qa")
+    task._config.process_results = process_results
+    return task
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "::1", "no.such.host"])
+def test_a_call_that_is_caught_is_found(server: JudgeServer, address: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"^task own asks {address} for"):
+        scored("own", calls(lambda: socket.create_connection((address, server.server_port), timeout=5)))
+
+
+def test_a_call_by_number_is_found(server: JudgeServer) -> None:
+    def call() -> None:
+        with socket.socket() as own:
+            own.connect(("127.0.0.1", server.server_port))
+
+    with pytest.raises(UnsupportedError, match=r"asks 127\.0\.0\.1 for"):
+        scored("own", calls(call))
+
+
+def test_the_network_is_there_before_the_scores_and_after_them(server: JudgeServer) -> None:
+    """Images may come from it."""
+
+    def call() -> None:
+        socket.create_connection(server.server_address, timeout=5).close()
+
+    task = calls(call)
+    with judged_by("own", task, None):
+        call()
+        task.apply_filters()
+    call()
+    assert task.process_results({}, ["a"]) == {"score": 1.0}
+
+
+def test_processes_of_this_machine_are_no_network(tmp_path: Path) -> None:
+    def call() -> None:
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as own:
+            listening.bind(str(tmp_path / "s"))
+            listening.listen()
+            own.connect(str(tmp_path / "s"))
+
+    assert scored("own", calls(call)) == {"score": 1.0}
+
+
+def test_what_goes_wrong_otherwise_stays_what_it_is() -> None:
+    with pytest.raises(ZeroDivisionError), judged_by("own", load("msvd_qa"), None):
+        raise ZeroDivisionError
 
 
 def test_loading_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from mirrors import NAMES, write_mirrors
 
 from coremat.errors import DataError
 from coremat.tasks.catalogue import TASKS, resolve_tasks
-from coremat.tasks.fetching import fetch, wanted
-from coremat.tasks.loading import load_task
-from coremat.tasks.local_data import files_of, local_datasets, missing, questions_there, require, shards_missing
+from coremat.tasks.data.fetch import fetch, wanted
+from coremat.tasks.data.local import files_of, local_datasets, missing, questions_there, require, shards_missing
+from coremat.tasks.lmms_eval.load import load_task
 
 CARD = """---
 configs:

@@ -26,15 +26,14 @@ from pyarrow import parquet
 from tiny import BATCHES, Prompt, answer, make_inputs
 
 import coremat
-import coremat.tasks.runner
-from coremat.config import SparsityConfig
+import coremat.tasks.run.runner
 from coremat.errors import UnsupportedError
-from coremat.loading import load
-from coremat.prompt import SequenceStats
-from coremat.results.record import Record, read_samples
+from coremat.models.load import load
+from coremat.results.record.eval import Record, read_samples
+from coremat.runtime.stats import SequenceStats
 from coremat.tasks.catalogue import TASKS as KNOWN
 from coremat.tasks.catalogue import TaskInfo
-from coremat.tasks.runner import evaluate
+from coremat.tasks.run.runner import evaluate
 
 LIMIT, BATCH = 10, 4
 FILES = ("samples.jsonl", "record.json", "table.md", "table.csv", "table.tex")
@@ -128,7 +127,7 @@ def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(
 
 
 @pytest.mark.parametrize(
-    "last", ["tasks.journal.Journal.finish", "tasks.runner.Record.write", "tasks.runner.write_tables"]
+    "last", ["tasks.run.journal.Journal.finish", "tasks.run.runner.Record.write", "tasks.run.runner.write_tables"]
 )
 def test_stopped_while_it_writes_its_results(
     tmp_path: Path, fake: FakeAnswer, monkeypatch: pytest.MonkeyPatch, last: str
@@ -169,7 +168,7 @@ def test_batches_that_do_not_fit_change_no_answer_and_are_counted(
     whole = run(tmp_path / "whole")
     install(monkeypatch.setattr, FakeAnswer(room=2))
     said: list[str] = []
-    narrow = run(tmp_path / "narrow", say=said.append)
+    narrow = run(tmp_path / "narrow", log=said.append)
     assert said == ["memory ran out on 4 questions at once; going on with 2"], "once for all methods and tasks"
     assert narrow.rows == whole.rows
     samples, before = read_samples(tmp_path / "narrow"), read_samples(tmp_path / "whole")
@@ -191,23 +190,23 @@ def test_one_question_that_does_not_fit_stops_the_run_and_keeps_its_answers(
     assert sum(map(len, rest.asked)) == LIMIT * (len(TASKS) * len(METHODS) - 1)
 
 
-CONFIGS = [
-    SparsityConfig(tokens="all", neurons="all"),
-    SparsityConfig(),
-    SparsityConfig(tokens=4, token_score="projection", neurons_in_prefill=True),
+SPECS = [
+    "dense",
+    "corematching",
+    "projection-tokens:tokens=4+core-neurons:prefill_from=2",
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("method", SPECS)
 @pytest.mark.parametrize("call", [1, 3], ids=["in-prefill", "while-decoding"])
 @pytest.mark.parametrize("layer", [1, 5])
 def test_a_session_that_ran_out_of_memory_answers_as_one_that_did_not(
-    exact_model: Any, config: SparsityConfig, call: int, layer: int
+    exact_model: Any, method: str, call: int, layer: int
 ) -> None:
     prompts = [*BATCHES["left-padded"], *BATCHES["same-length"]]
-    with coremat.apply(exact_model, config) as session:
+    with coremat.apply(exact_model, method) as session:
         expected = [(answer(exact_model, inputs(part)).tokens, session.stats) for part in halves(prompts)]
-    with coremat.apply(exact_model, config) as session:
+    with coremat.apply(exact_model, method) as session:
         with failing(exact_model.get_decoder().layers[layer], call), pytest.raises(torch.OutOfMemoryError):
             answer(exact_model, inputs(prompts))
         for part, (tokens, stats) in zip(halves(prompts), expected, strict=True):
@@ -273,7 +272,7 @@ def shapes_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         (tmp_path / "changed.yaml").write_text(text.replace("data/test.parquet", str(path)))
         (tmp_path / "utils.py").write_bytes((own / "utils.py").read_bytes())
         monkeypatch.setattr(
-            coremat.tasks.runner, "resolve_tasks", lambda names: (TaskInfo("changed", "", tmp_path, ("changed",)),)
+            coremat.tasks.run.runner, "resolve_tasks", lambda names: (TaskInfo("changed", "", tmp_path, ("changed",)),)
         )
         return "changed"
 
@@ -286,7 +285,7 @@ def test_broken_images_are_named_and_wrong_and_nothing_else_changes(
     run(tmp_path / "whole", tasks=[shapes_with({})])
     fake.asked.clear()
     said: list[str] = []
-    record = run(tmp_path / "out", tasks=[shapes_with({0: EMPTY, 3: CUT, 5: TEXT})], say=said.append)
+    record = run(tmp_path / "out", tasks=[shapes_with({0: EMPTY, 3: CUT, 5: TEXT})], log=said.append)
     reasons = {0: "cannot identify image file", 3: "image file is truncated", 5: "cannot identify image file"}
     assert sorted(said) == [f"question {n} of changed counts as wrong: {why}" for n, why in reasons.items()]
     assert record.config["broken"] == [{"task": "changed", "doc_id": n, "reason": why} for n, why in reasons.items()]
@@ -300,7 +299,7 @@ def test_broken_images_are_named_and_wrong_and_nothing_else_changes(
     for row in record.rows:
         scores = [line["scores"].get(row.metric) for line in lines if line["method"] == row.method]
         scores = [score for score in scores if score is not None]
-        assert (row.samples, row.score) == (len(scores), pytest.approx(100 * sum(scores) / len(scores)))
+        assert (row.samples, row.score) == (len(scores), pytest.approx(sum(scores) / len(scores)))
     fake.asked.clear()
     run(tmp_path / "again", tasks=["changed"])
     assert_same(tmp_path / "again", tmp_path / "out")
@@ -313,5 +312,5 @@ def test_a_task_of_broken_images_alone(tmp_path: Path, fake: FakeAnswer, shapes_
     record = run(tmp_path / "out", tasks=[shapes_with(dict.fromkeys(range(LIMIT), CUT))])
     assert fake.asked == []
     assert len(record.config["broken"]) == LIMIT
-    assert {(row.score, row.image_tokens, row.prefill_ms) for row in record.rows} == {(0, None, None)}
+    assert {(row.score, row.image_tokens, row.first_token_ms) for row in record.rows} == {(0, None, None)}
     assert (tmp_path / "out" / "table.md").exists()

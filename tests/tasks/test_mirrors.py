@@ -4,9 +4,9 @@ from mirrors import NAMES, TABLES, VIDEO_TASKS, write_mirrors
 from mirrors_questions import QUESTIONS, picture
 from oracles import video_of
 
-from coremat.frames import read_clip
+from coremat.preprocessing.video import read_clip
 from coremat.tasks.catalogue import TASKS
-from coremat.tasks.local_data import files_of, missing, videos_of
+from coremat.tasks.data.local import files_of, missing, videos_of
 
 
 @pytest.fixture(scope="module")

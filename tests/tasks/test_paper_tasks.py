@@ -12,14 +12,14 @@ from mirrors import NAMES, VIDEO_TASKS, write_mirrors
 from mirrors_questions import QUESTIONS
 from oracles import METHODS, Oracles, asked_by, install
 
-import coremat.lmms_model
-from coremat.config import SparsityConfig
-from coremat.inference import answering
-from coremat.loading import load
-from coremat.results.record import Record, read_samples
+import coremat.tasks.lmms_eval.model
+from coremat.generate import answering
+from coremat.methods.registry import parse
+from coremat.models.load import load
+from coremat.results.record.eval import Record, read_samples
 from coremat.tasks.catalogue import resolve_tasks
-from coremat.tasks.judge import Judge
-from coremat.tasks.runner import evaluate
+from coremat.tasks.judge.client import Judge
+from coremat.tasks.run.runner import evaluate
 
 NEW_TOKENS = 8  # of the real model; what follows takes time and shows no more
 SCORES = {  # by task and metric: of the model that is right, of the one that is wrong, of "Yes" and of "A" to all
@@ -77,7 +77,7 @@ def mirrors(tmp_path_factory):
 def judged(*arguments, output, **options):
     """`evaluate` with a judge that grades so."""
     with judge_server(grade) as server:
-        judge = Judge(server.url, "grader", output / "judge.jsonl", wait=0.01)
+        judge = Judge(server.url, "grader", output / "judge.jsonl")
         return evaluate(*arguments, output=output, judge=judge, **options)
 
 
@@ -143,17 +143,17 @@ def test_nothing_beyond_this_machine_is_reached_for(run):
 
 
 @contextmanager
-def answering_shortly(loaded, config):
-    with answering(loaded, config) as answer:
+def answering_shortly(loaded, method):
+    with answering(loaded, method) as answer:
         yield lambda asked, settings, seeds=None: answer(asked, {**settings, "max_new_tokens": NEW_TOKENS}, seeds)
 
 
 def test_a_model_answers_the_same_in_batches(mirrors, tmp_path, monkeypatch):
     """The bundled model, which knows few of the words, with tokens and neurons dropped."""
-    monkeypatch.setattr(coremat.lmms_model, "answering", answering_shortly)
+    monkeypatch.setattr(coremat.tasks.lmms_eval.model, "answering", answering_shortly)
     loaded, images = load("shapes-llava", "cpu"), [name for name in NAMES if name not in VIDEO_TASKS]
     for size in (1, 4):
-        methods = {"corematching": SparsityConfig()}
+        methods = {"corematching": parse("corematching")}
         judged(loaded, images, methods, batch_size=size, output=tmp_path / str(size), data_root=mirrors)
     alone, together = (read_samples(tmp_path / str(size)) for size in (1, 4))
     assert set(alone.task) == {task for info in resolve_tasks(images) for task in info.tasks}

@@ -9,15 +9,15 @@ import pandas
 import pytest
 
 from coremat.errors import ConfigError, DataError, UnknownNameError
-from coremat.methods import parse_method
-from coremat.results.bench_record import BenchRecord
-from coremat.results.bench_rows import BenchRow
-from coremat.results.paper import paper_table
-from coremat.results.tables import FORMS, render
+from coremat.methods.registry import parse
+from coremat.results.paper.printed import paper_table
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.bench_rows import BenchRow
+from coremat.results.tables.eval import FORMS, render
 from coremat.tasks.catalogue import GROUPS, TASKS
-from coremat.tasks.plan import Pace, make_plan, pace
-from coremat.tasks.plan_tables import methods_table, tasks_table
-from coremat.tasks.presets import PRESETS, models_in, preset_of
+from coremat.tasks.paper.presets import PRESETS, models_in, preset_of
+from coremat.tasks.run.plan import Pace, make_plan, pace
+from coremat.tasks.run.plan_tables import methods_table, tasks_table
 
 # --- presets ---------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def test_tasks_are_those_of_the_group(name):
         preset = preset_of(name, model)
         assert preset.tasks == GROUPS.get(name, ("sciqa", "vqav2", "gqa", "vizwiz", "textvqa", "pope", "mme", "mmvet"))
         assert {column for task in preset.tasks for column in TASKS[task].columns.values()} == set(table.tasks)
-        assert all(parse_method(method) for method in preset.methods)
+        assert all(parse(method) for method in preset.methods)
 
 
 def test_a_model_that_the_table_has_not_is_refused():
@@ -148,11 +148,11 @@ def test_tables_of_tasks():
 
 
 def test_weights_that_are_not_here_are_said(monkeypatch):
-    monkeypatch.setattr("coremat.catalogue.KnownModel.is_here", False)
+    monkeypatch.setattr("coremat.models.known.KnownModel.is_here", False)
     assert tasks_table(plan_of("shapes")).notes == (
         "the weights of llava-1.5-7b are not here: 14.1 GB more, at 16 bits.",
     )
-    monkeypatch.setattr("coremat.catalogue.KnownModel.is_here", True)
+    monkeypatch.setattr("coremat.models.known.KnownModel.is_here", True)
     assert tasks_table(plan_of("shapes")).notes == ()
 
 
@@ -279,7 +279,7 @@ def test_a_bench_of_another_model_is_refused():
 def test_a_plan_needs_neither_lmms_eval_nor_torch():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('lmms_eval', 'datasets', 'torch', 'transformers')));"
-        "from coremat.tasks.plan import make_plan; from coremat.tasks.plan_tables import tasks_table;"
+        "from coremat.tasks.run.plan import make_plan; from coremat.tasks.run.plan_tables import tasks_table;"
         "print(tasks_table(make_plan('llava-1.5-7b', ['paper-table-2', 'paper-table-6'], ['dense'], {})).rows)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

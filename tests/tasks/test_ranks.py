@@ -16,11 +16,11 @@ from torch.distributed import HashStore
 
 from coremat.errors import ConfigError, OutputError, RankError
 from coremat.progress import Step
-from coremat.results.record import Record
-from coremat.tasks import ranks
+from coremat.results.record.eval import Record
 from coremat.tasks.catalogue import TASKS as KNOWN
-from coremat.tasks.ranks import Ranks, own_device
-from coremat.tasks.runner import evaluate
+from coremat.tasks.run import ranks
+from coremat.tasks.run.ranks import Ranks, own_device
+from coremat.tasks.run.runner import evaluate
 
 LIMIT, BATCH = 10, 4  # three batches for each method and task, the last one smaller
 MIRRORED = [name for name, info in KNOWN.items() if info.data and not info.judge and not info.video]

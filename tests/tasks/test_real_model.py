@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from coremat.config import SparsityConfig
-from coremat.loading import LoadedModel, load
-from coremat.results.record import read_samples
+from coremat.methods.registry import parse
+from coremat.models.load import LoadedModel, load
+from coremat.results.record.eval import read_samples
 from coremat.tasks.catalogue import HERE
-from coremat.tasks.runner import evaluate
-from coremat.tasks.training.architecture import build_model, build_processor, build_tokenizer
+from coremat.tasks.run.runner import evaluate
+from coremat.tasks.train_shapes_llava.architecture import build_model, build_processor, build_tokenizer
 
 METHODS = {
-    "dense": SparsityConfig(tokens="all", neurons="all"),
-    "corematching": SparsityConfig(tokens=20, beta=0.3),
-    "random-tokens": SparsityConfig(tokens=20, token_score="random", neurons="all"),
+    "dense": parse("dense"),
+    "corematching": parse("corematching:tokens=20:beta=0.3"),
+    "random-tokens": parse("random-tokens:tokens=20"),
 }
 
 
@@ -50,7 +50,7 @@ def test_every_method_on_every_task(loaded: LoadedModel, tmp_path: Path) -> None
     assert {(row.method, row.agreement_with_dense) for row in record.rows} >= {("dense", 100.0)}
     for row in record.rows:
         assert row.neurons_kept == (105 if row.method == "corematching" else row.neurons)
-        assert row.prefill_ms > 0
+        assert row.first_token_ms > 0
 
 
 def test_a_batch_answers_as_one_by_one(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """The program behind `results/reference/`: what it keeps of a run, and that its plots and tables come out."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
+import typer
 from fake_answers import FAKE, FakeAnswer, install
+from typer.testing import CliRunner
 
-from coremat.methods import DEFAULT_METHODS, parse_method
-from coremat.tasks import reference
-from coremat.tasks.reference import Run, budget_methods, layer_methods, measure, neuron_methods
+from coremat.methods.registry import DEFAULTS, parse
+from coremat.tasks.reproduce import reference
+from coremat.tasks.reproduce.reference import Run, budget_methods, layer_methods, measure, neuron_methods
 
 LIMIT = 12
 
@@ -20,11 +23,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeAnswer:
 
 @pytest.mark.parametrize("methods", [neuron_methods(), layer_methods(6), budget_methods([2, 4])])
 def test_every_method_of_a_sweep_is_one(methods: tuple[str, ...]) -> None:
-    assert len({parse_method(spec) for spec in methods}) >= len(methods) - 1  # beta=1 of core and random differ in name
+    assert len({parse(spec) for spec in methods}) >= len(methods) - 1  # beta=1 of core and random differ in name
 
 
 def test_a_run_keeps_its_record_and_says_its_command(tmp_path: Path) -> None:
-    run = Run("default", ("easyvqa", "shapes"), DEFAULT_METHODS, LIMIT)
+    run = Run("default", ("easyvqa", "shapes"), DEFAULTS, LIMIT)
     _, samples = measure(FAKE, run, tmp_path / "work", tmp_path / "kept")
     kept = tmp_path / "kept" / "default"
     assert {path.name for path in kept.iterdir()} == {*reference.KEPT, "command.txt"}
@@ -33,7 +36,7 @@ def test_a_run_keeps_its_record_and_says_its_command(tmp_path: Path) -> None:
     compared = pandas.read_csv(kept / "comparisons.csv")
     assert set(compared["task"]) == {"easyvqa", "shapes"}
     assert (compared["samples"] == LIMIT).all()
-    assert pandas.read_csv(kept / "accuracy_by_kind.csv")["samples"].sum() == LIMIT * len(DEFAULT_METHODS)
+    assert pandas.read_csv(kept / "accuracy_by_kind.csv")["samples"].sum() == LIMIT * len(DEFAULTS)
 
 
 def test_the_sweeps_are_drawn(tmp_path: Path) -> None:
@@ -54,3 +57,20 @@ def test_equal_budgets_are_compared_with_core_tokens(tmp_path: Path) -> None:
     compared = pandas.read_csv(tmp_path / "comparisons.csv")
     assert set(compared["a"]) == {"core-tokens:tokens=36:prune_layer=2"}
     assert len(compared) == len(reference.BUDGET_NAMES) - 1
+
+
+def test_one_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tuple(Run(name, ("easyvqa",), ("dense",), 2) for name in ("one", "other"))
+    monkeypatch.setattr(reference, "load", lambda name: FAKE)
+    monkeypatch.setattr(reference, "runs", lambda loaded: made)
+    assert command("--output", tmp_path / "kept", "--work", tmp_path / "work", "--only", "other").exit_code == 0
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"other"}
+    refusal = command("--output", tmp_path / "kept", "--only", "othr")
+    assert refusal.exit_code == 2
+    assert "did you mean 'other'?" in refusal.output
+
+
+def command(*words: object) -> Any:
+    app = typer.Typer()
+    app.command()(reference.main)
+    return CliRunner().invoke(app, [str(word) for word in words])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from coremat.results.statistics import standard_error
-from coremat.tasks.catalogue import Score, TaskInfo
-from coremat.tasks.rows import MEANS, MEDIANS, Metric, find_metrics, make_rows, means_of_tasks
+from coremat.tasks.catalogue import PERCENT, POINTS, Score, TaskInfo
+from coremat.tasks.run.rows import MEANS, MEDIANS, Metric, find_metrics, make_rows, means_of_tasks, own_scales
 
 
 def make_line(method: str, doc: int, answer: str, scores: dict[str, float], **values: Any) -> dict[str, Any]:
@@ -17,9 +17,9 @@ def make_line(method: str, doc: int, answer: str, scores: dict[str, float], **va
 
 
 LINES = [
-    make_line("dense", 0, "a", {"accuracy": 1.0}, prefill_ms=1.0, image_tokens_kept=10),
-    make_line("dense", 1, "b", {"accuracy": 0.0, "f1": 0.5}, prefill_ms=2.0, image_tokens_kept=20),
-    make_line("dense", 2, "c", {"accuracy": 1.0, "f1": 1.0}, prefill_ms=9.0, image_tokens_kept=60),
+    make_line("dense", 0, "a", {"accuracy": 1.0}, first_token_ms=1.0, image_tokens_kept=10),
+    make_line("dense", 1, "b", {"accuracy": 0.0, "f1": 0.5}, first_token_ms=2.0, image_tokens_kept=20),
+    make_line("dense", 2, "c", {"accuracy": 1.0, "f1": 1.0}, first_token_ms=9.0, image_tokens_kept=60),
     make_line("core", 0, "a", {"accuracy": 1.0}, decode_ms_per_token=None),
     make_line("core", 1, "x", {"accuracy": 0.0, "f1": 0.0}, decode_ms_per_token=4.0),
     make_line("core", 2, "C", {"accuracy": 1.0, "f1": 1.0}, decode_ms_per_token=6.0),
@@ -30,7 +30,7 @@ def test_means_medians_errors_and_agreement() -> None:
     dense, core = make_rows(LINES, [Metric(m, ("t",), "t", "accuracy", 2 / 3, 100.0) for m in ("dense", "core")])
     assert (dense.score, dense.samples) == (pytest.approx(200 / 3), 3)
     assert dense.stderr == pytest.approx(100 * standard_error([1, 0, 1]))
-    assert (dense.image_tokens_kept, dense.prefill_ms) == (30, 2.0)
+    assert (dense.image_tokens_kept, dense.first_token_ms) == (30, 2.0)
     assert core.decode_ms_per_token == 5.0
     assert (dense.agreement_with_dense, core.agreement_with_dense) == (100, pytest.approx(100 / 3))
 
@@ -66,12 +66,41 @@ def test_metrics_are_found_under_their_filters() -> None:
         "other,none": [],
     }
     names = ("exact_match", "points", "submission", "other", "alias", "absent")
-    found = find_metrics("dense", "t", names, (), results)
+    found = find_metrics("dense", "t", names, results)
     assert found == [
-        Metric("dense", ("t",), "t", "exact_match", 0.5, 100.0),
-        Metric("dense", ("t",), "t", "points", 63.5, 1.0),
+        Metric("dense", ("t",), "t", "exact_match", 0.5, None),
+        Metric("dense", ("t",), "t", "points", 63.5, None),
     ]
-    assert find_metrics("dense", "t", ["points"], (Score("points", 10.0),), results)[0].scale == 10.0
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "scale"),
+    [
+        ("vqav2_val", "exact_match", PERCENT),
+        ("pope_adv", "pope_f1_score", PERCENT),
+        ("mme", "mme_perception_score", POINTS),
+        ("coco2017_cap_val", "coco_CIDEr", None),
+        ("vqav2_val", "another", None),
+    ],
+)
+def test_a_scale_is_the_catalogues_whatever_the_value(task: str, metric: str, scale: float | None) -> None:
+    for value in (0.0, 0.96, 1.1, 63.5):
+        (found,) = find_metrics("dense", task, [metric], {f"{metric},none": value})
+        assert (found.value, found.scale) == (value, scale)
+
+
+def test_what_the_catalogue_does_not_describe_is_on_one_scale_for_all_methods() -> None:
+    lines = [
+        make_line(method, doc, "a", {"cider": value})
+        for method, values in (("dense", (1.0, 1.2)), ("core", (0.95, 0.97)))
+        for doc, value in enumerate(values)
+    ]
+    aggregated = {"dense": 1.1, "core": 0.96}
+    metrics = [one for m, value in aggregated.items() for one in find_metrics(m, "t", ["cider"], {"cider,none": value})]
+    dense, core = make_rows(lines, metrics)
+    assert (dense.score, core.score) == (pytest.approx(1.1), pytest.approx(0.96))
+    assert (dense.stderr, core.stderr) == (pytest.approx(0.1), pytest.approx(0.01))
+    assert own_scales([*metrics, Metric("dense", ("u",), "u", "accuracy", 0.5, 100.0)]) == {"t": ["cider"]}
 
 
 def test_a_name_for_several_tasks_has_their_mean_first() -> None:

@@ -16,16 +16,17 @@ from huggingface_hub import constants
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-import coremat.tasks.runner
-from coremat.config import SparsityConfig
+import coremat.tasks.run.runner
 from coremat.errors import ConfigError, DataError, OutputError, UnknownNameError, UnsupportedError
+from coremat.methods.registry import parse
 from coremat.progress import Step
-from coremat.results.record import Record, read_samples
+from coremat.results.record.eval import Record, read_samples
 from coremat.tasks.catalogue import TASKS as KNOWN
 from coremat.tasks.catalogue import TaskInfo
-from coremat.tasks.loading import limited, load_task
-from coremat.tasks.quiet import LOG_FILE
-from coremat.tasks.runner import evaluate
+from coremat.tasks.lmms_eval.load import limited, load_task
+from coremat.tasks.lmms_eval.model import sample_seed
+from coremat.tasks.lmms_eval.quiet import LOG_FILE
+from coremat.tasks.run.runner import evaluate
 
 LIMIT = 10
 
@@ -62,6 +63,7 @@ def test_the_record(whole: Path) -> None:
     assert record.model == "fake"
     assert record.config["prompt_tokens"] == {"easyvqa": 150, "shapes": 150}
     assert record.config["flops_convention"].startswith("2*MAC")
+    assert record.config["own_scale"] == {}
     assert {"versions", "cpu", "threads", "device", "dtype"} <= set(record.environment)
     assert {"table.md", "table.csv", "table.tex"} <= {path.name for path in whole.iterdir()}
 
@@ -111,7 +113,7 @@ def test_progress_counts_all_samples_of_all_methods_and_tasks(fake: FakeAnswer, 
     assert told == [f"{method} on {task}" for method in METHODS for task in TASKS]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RuntimeError("a weight is missing"), KeyboardInterrupt()])
 def test_a_stopped_run_keeps_its_answers_and_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -160,7 +162,7 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, fake: FakeAnswer, m
         {"seed": 1},
         {"tasks": ["shapes"]},
         {"methods": {"dense": METHODS["dense"]}},
-        {"methods": METHODS | {"corematching": SparsityConfig(beta=0.3)}},
+        {"methods": METHODS | {"corematching": parse("corematching:beta=0.3")}},
     ],
 )
 def test_the_folder_of_another_run_is_refused(whole: Path, fake: FakeAnswer, changes: dict[str, Any]) -> None:
@@ -174,6 +176,17 @@ def test_the_folder_of_another_run_is_refused(whole: Path, fake: FakeAnswer, cha
 def test_other_weights_are_another_run(whole: Path, fake: FakeAnswer) -> None:
     with pytest.raises(OutputError, match="weights: weights-0 there, weights-1 here"):
         evaluate(dataclasses.replace(FAKE, fingerprint="weights-1"), TASKS, METHODS, LIMIT, 4, 0, whole)
+
+
+def test_answers_of_an_older_schema_are_another_run(fake: FakeAnswer, tmp_path: Path) -> None:
+    """Their times have other names, and would be missing from the medians."""
+    run(tmp_path)
+    claim = tmp_path / "run.json"
+    claim.write_text(
+        json.dumps({name: value for name, value in json.loads(claim.read_text()).items() if name != "schema"})
+    )
+    with pytest.raises(OutputError, match="schema: None there, 2 here"):
+        run(tmp_path)
 
 
 def test_a_share_is_taken_of_each_task(fake: FakeAnswer, tmp_path: Path) -> None:
@@ -228,7 +241,7 @@ def other_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         (tmp_path / "other.yaml").write_text(text.replace("task: shapes", "task: other").replace(old, new))
         (tmp_path / "utils.py").write_text((folder / "utils.py").read_text() + code)
         infos = (TaskInfo("other", "", tmp_path, ("other",)),)
-        monkeypatch.setattr(coremat.tasks.runner, "resolve_tasks", lambda names: infos)
+        monkeypatch.setattr(coremat.tasks.run.runner, "resolve_tasks", lambda names: infos)
         return "other"
 
     return make
@@ -244,6 +257,31 @@ def test_a_task_whose_module_is_missing(tmp_path: Path, other_task: Callable[...
         run(tmp_path / "out", tasks=[other_task("", "", "import no_such_module\n")])
 
 
+ASKS_A_SERVER = """
+import urllib.request
+
+def process_results(doc, results):
+    for _ in range(5):
+        try:
+            urllib.request.urlopen("http://judge.invalid/v1")
+        except Exception:
+            continue
+    return {"accuracy": 0.0}
+"""
+
+
+def test_a_task_that_asks_a_server_stops_the_run_and_keeps_its_answers(
+    fake: FakeAnswer, tmp_path: Path, other_task: Callable[..., str]
+) -> None:
+    with pytest.raises(UnsupportedError, match=r"^task other asks judge\.invalid for its scores, .* answers are kept$"):
+        run(tmp_path / "out", tasks=[other_task("", "", ASKS_A_SERVER)])
+    assert len(read_samples(tmp_path / "out")) == LIMIT
+    assert not (tmp_path / "out" / "record.json").exists()
+    asked = len(fake.asked)
+    run(tmp_path / "out", tasks=[other_task("", "")])
+    assert len(fake.asked) == 2 * asked, "the answers of the first of two methods serve again"
+
+
 def test_two_filters_give_one_line_for_a_question(
     fake: FakeAnswer, tmp_path: Path, other_task: Callable[..., str]
 ) -> None:
@@ -256,6 +294,15 @@ def test_two_filters_give_one_line_for_a_question(
     assert len(read_samples(tmp_path / "out")) == len(METHODS) * LIMIT
 
 
+def test_a_task_without_an_entry_keeps_lmms_evals_scale(
+    fake: FakeAnswer, tmp_path: Path, other_task: Callable[..., str]
+) -> None:
+    record = run(tmp_path / "out", tasks=[other_task("", "")])
+    assert record.config["own_scale"] == {"other": ["accuracy"]}
+    correct = read_samples(tmp_path / "out").groupby("method")["correct"].mean()
+    assert {row.method: row.score for row in record.rows} == pytest.approx(dict(correct))
+
+
 def test_a_launcher_that_says_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE is '2' and RANK is not set"):
@@ -263,8 +310,11 @@ def test_a_launcher_that_says_half(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_one_seed_for_all(fake: FakeAnswer, tmp_path: Path) -> None:
-    record = run(tmp_path, seed=5, limit=2)
-    assert {config["seed"] for config in record.config["methods"].values()} == {5}
+    """What a sample draws with is the run's and its own; a method's own seed is left as it is."""
+    record = run(tmp_path, seed=5, limit=2, methods={name: parse(name) for name in ("dense", "random-tokens:seed=3")})
+    drawn = {sample_seed(5, task, doc) for task in TASKS for doc in range(2)}
+    assert sorted(seed for batch in fake.seeds for seed in batch) == sorted([*drawn, *drawn])
+    assert record.config["methods"]["random-tokens:seed=3"]["options"]["seed"] == 3
 
 
 def test_the_terminal_stays_clean(fake: FakeAnswer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +366,7 @@ def test_lmms_evals_response_cache_hits_on_a_second_run(fake: FakeAnswer, tmp_pa
     """Its key holds the settings of a request and the repr of the model: both must be what they were."""
     from lmms_eval.evaluator import simple_evaluate
 
-    from coremat.lmms_model import CoreMatchingLmms
+    from coremat.tasks.lmms_eval.model import CoreMatchingLmms
 
     task = load_task(KNOWN["shapes"], 4)[0]
     for beta, batches in ((0.4, 1), (0.4, 1), (0.3, 2)):

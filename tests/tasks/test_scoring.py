@@ -2,8 +2,8 @@
 
 import pytest
 
-from coremat.tasks.scoring import exact_match, listing_f1
-from coremat.tasks.shapes.utils import process_results
+from coremat.tasks.bundled.scoring import exact_match, listing_f1
+from coremat.tasks.bundled.shapes.utils import process_results
 
 
 @pytest.mark.parametrize(

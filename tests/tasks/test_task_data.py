@@ -12,15 +12,15 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import coremat.tasks
-from coremat.catalogue import bundled_folder
-from coremat.tasks.build_data import LISTED_FROM, SHAPES_SPLITS, easyvqa_rows, shapes_rows, write_parquet
-from coremat.tasks.shapes.generator import KINDS, make_scene, split_of
+from coremat.models.known import bundled_folder
+from coremat.tasks.bundled.build_data import LISTED_FROM, SHAPES_SPLITS, easyvqa_rows, shapes_rows, write_parquet
+from coremat.tasks.bundled.shapes.generator import KINDS, make_scene, split_of
 
 FOLDER = Path(coremat.tasks.__file__).parent
 FILES = {
-    "easyvqa": FOLDER / "easyvqa" / "data" / "easyvqa.parquet",
-    "test": FOLDER / "shapes" / "data" / "test.parquet",
-    "validation": FOLDER / "shapes" / "data" / "validation.parquet",
+    "easyvqa": FOLDER / "bundled" / "easyvqa" / "data" / "easyvqa.parquet",
+    "test": FOLDER / "bundled" / "shapes" / "data" / "test.parquet",
+    "validation": FOLDER / "bundled" / "shapes" / "data" / "validation.parquet",
 }
 needs_package = pytest.mark.skipif(not importlib.util.find_spec("easy_vqa"), reason="needs the package easy-vqa")
 

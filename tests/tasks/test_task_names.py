@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coremat.errors import UnknownNameError
-from coremat.results.paper import paper_table
+from coremat.results.paper.printed import paper_table
 from coremat.tasks.catalogue import GROUPS, TASKS, lmms_eval_tasks, resolve_task, resolve_tasks
 
 

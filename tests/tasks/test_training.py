@@ -1,19 +1,22 @@
 """How the bundled model is trained: packed questions are the same as single ones, and a stopped run goes on."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 pytest.importorskip("easy_vqa", reason="training needs the package easy-vqa")
 
-from coremat.tasks.shapes.generator import make_questions, make_scene
-from coremat.tasks.training import train
-from coremat.tasks.training.architecture import ANSWER_WORDS, build_processor
-from coremat.tasks.training.data import COLOR_LABELS, SHAPE_LABELS, pixel_tensor, shapes_example
-from coremat.tasks.training.train import IGNORE, Plan, Training, image_features
+from coremat.tasks.bundled.shapes.generator import make_questions, make_scene
+from coremat.tasks.train_shapes_llava import train
+from coremat.tasks.train_shapes_llava.architecture import ANSWER_WORDS, build_processor
+from coremat.tasks.train_shapes_llava.data import COLOR_LABELS, SHAPE_LABELS, pixel_tensor, shapes_example
+from coremat.tasks.train_shapes_llava.train import IGNORE, Plan, Training, image_features
 
 PLAN = Plan(tower_steps=2, tower_batch=2, whole_steps=3, whole_batch=2, questions=4, warmup=1)
 
@@ -100,6 +103,19 @@ def test_a_stopped_training_ends_as_one_that_ran_through(tmp_path: Path, monkeyp
     again.run()
     for name, weight in through.model.state_dict().items():
         assert torch.equal(weight, again.model.state_dict()[name]), name
+
+
+def test_every_size_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Plan] = []
+    monkeypatch.setattr(train.Training, "__init__", lambda self, plan, output: made.append(plan))
+    monkeypatch.setattr(train.Training, "run", lambda self: None)
+    app = typer.Typer()
+    app.command()(train.main)
+    sizes = {field.name: number for number, field in enumerate(fields(Plan), start=1)}
+    given = [word for name, value in sizes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    for options in (given, []):
+        assert CliRunner().invoke(app, ["--output", str(tmp_path / "out"), *options]).exit_code == 0
+    assert made == [Plan(**sizes), Plan()]
 
 
 def _folder(path: Path) -> Path:

@@ -12,20 +12,20 @@ from judge_server import judge_server, says
 from video_files import write_video
 from video_model import FRAME, save_video_llava
 
-from coremat.config import SparsityConfig
 from coremat.errors import DataError
-from coremat.loading import LoadedModel, load
-from coremat.reading import Reading
-from coremat.results.record import Record, read_samples
+from coremat.methods.registry import parse
+from coremat.models.load import LoadedModel, load
+from coremat.preprocessing.prompt_format import Preprocessing
+from coremat.results.record.eval import Record, read_samples
+from coremat.tasks.bundled.video_qa.data import OWN_DATASETS
+from coremat.tasks.bundled.video_qa.data import load as load_data
+from coremat.tasks.bundled.video_qa.scoring import exact_results, judged_results
 from coremat.tasks.catalogue import TASKS
-from coremat.tasks.judge import Judge
-from coremat.tasks.runner import evaluate
-from coremat.tasks.video_qa.data import OWN_DATASETS
-from coremat.tasks.video_qa.data import load as load_data
-from coremat.tasks.video_qa.scoring import exact_results, judged_results
+from coremat.tasks.judge.client import Judge
+from coremat.tasks.run.runner import evaluate
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-METHODS = {"dense": SparsityConfig(tokens="all", neurons="all"), "corematching": SparsityConfig()}
+METHODS = {name: parse(name) for name in ("dense", "corematching")}
 QUESTIONS = [  # video, question, answer
     ("-4wsuPCjDBc_5_15", "what is the man cutting?", "tomato"),
     ("-4wsuPCjDBc_5_15", "who is cutting it?", "man"),
@@ -192,8 +192,8 @@ def test_exact_match_and_a_judges_verdicts_are_in_the_record(
 
 
 def test_the_number_of_frames_belongs_to_the_run(loaded: LoadedModel, root: Path, tmp_path: Path) -> None:
-    fewer = replace(loaded, reading=Reading(frames=2))
+    fewer = replace(loaded, preprocessing=Preprocessing(frames=2))
     record = evaluate(fewer, ["msvd-qa"], {"dense": METHODS["dense"]}, 2, output=tmp_path / "run", data_root=root)
     assert record is not None
-    assert record.config["reading"]["frames"] == 2
+    assert record.config["preprocessing"]["frames"] == 2
     assert set(read_samples(tmp_path / "run").image_tokens) == {2 * FRAME}

@@ -1,0 +1,33 @@
+"""The whole model on the indexed kernels, for every method that prunes to fixed neurons. Run by test_kernels.py in a
+process of its own, as kernel_cases.py is."""
+
+import configs
+import pytest
+import torch
+from equivalence import both
+from tiny import answer, batch, tiny_llava
+
+from coremat.ffn.indexed import IndexedFFN
+from coremat.methods import registry
+from coremat.runtime.session import session_of
+
+NEW = 3
+METHODS = {name: registry.parse(spec) for name, spec in configs.CONFIGS.items()}
+SETS = [name for name, method in METHODS.items() if method.takes("neurons") and not method.takes("decode_ffn")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llava()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_method_equals_hiding_and_zeroing(model, name):
+    def run():
+        session = session_of(model)
+        assert session is None or all(isinstance(ffn, IndexedFFN) for ffn in session._ffn)
+        return answer(model, batch("ragged"), new=NEW)
+
+    sparse, dense = both(model, METHODS[name], run, backend="indexed")
+    torch.testing.assert_close(sparse.logits, dense.logits, rtol=0, atol=2e-5)
+    assert torch.equal(sparse.tokens, dense.tokens)

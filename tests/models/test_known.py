@@ -1,0 +1,132 @@
+"""Names that users type: their configs at full size against published counts, and the local cache of Hugging Face."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from coremat.cost.model_size import ModelSize
+from coremat.models.architecture import bare_model, shipped_config
+from coremat.models.dummy_inputs import DUMMY_IMAGES, dummy_image
+from coremat.models.known import BUNDLED, KNOWN_MODELS, KnownModel, known_name
+
+PUBLISHED = {  # parameters of the checkpoints, from public records of them
+    "llava-1.5-7b": 7_063_427_072,
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "llama-3.2-11b-vision": 10_670_220_835,
+    "qwen2-vl": 8_291_375_616,
+    "qwen3-vl": 8_767_123_696,
+    "gemma-3": 4_300_079_472,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_MODELS)
+def test_parameters_are_those_of_the_shipped_config(name: str) -> None:
+    config = shipped_config(name)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert [type(model).__name__] == config.architectures
+    assert sum(weight.numel() for weight in model.parameters()) == KNOWN_MODELS[name].parameters
+    assert ModelSize.of(config).parameters == KNOWN_MODELS[name].parameters
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_published(name: str) -> None:
+    assert KNOWN_MODELS[name].parameters == PUBLISHED[name]
+
+
+def test_every_family_but_the_newer_smolvlm_has_a_name() -> None:
+    assert {shipped_config(name).model_type for name in KNOWN_MODELS} == set(DUMMY_IMAGES) - {"smolvlm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("llava-1.5-7b", 576),
+        ("video-llava-7b", 8 * 257),
+        ("llama-3.2-11b-vision", 0),
+        ("llava-next", 576 + 48 * 48 + 48),
+        ("llava-onevision", 729 + 54 * 54 + 54),
+        ("qwen2-vl", 576),
+        ("internvl3", 5 * 256),
+        ("gemma-3", 256),
+        ("smolvlm", 5 * 81),
+    ],
+)
+def test_image_tokens_of_the_dummy_image(name: str, tokens: int) -> None:
+    assert dummy_image(shipped_config(name)).tokens == ModelSize.of(shipped_config(name)).image_tokens == tokens
+
+
+def test_cross_attention_sees_four_tiles() -> None:
+    size = ModelSize.of(shipped_config("llama-3.2-11b-vision"))
+    assert (size.layers, size.cross_layers, size.cross_keys) == (40, 8, 4 * 1601)
+    assert 2 * size.kv_values == 131_072
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "llama-3.2-11b-vision", "gemma-3"])
+def test_parts_are_those_of_the_model(name: str) -> None:
+    """Tied embeddings, layers of two kinds, a projector inside the tower."""
+    config = shipped_config(name)
+    size, model = ModelSize.of(config), bare_model(config, "meta")
+    outside = [part for key, part in model.model.named_children() if key != "language_model"]
+    assert size.tower + size.projector == sum(weight.numel() for part in outside for weight in part.parameters())
+    assert size.ffn == sum(w.numel() for layer in model.get_decoder().layers for w in layer.mlp.parameters())
+    assert size.embedding == (0 if name != "llama-3.2-11b-vision" else model.get_input_embeddings().weight.numel())
+
+
+# --- the local cache ----------------------------------------------------------------------------------------------
+
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; the folder of one checkpoint's files in it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    files = repository / "snapshots" / COMMIT
+    files.mkdir(parents=True)
+    return files
+
+
+KNOWN = KnownModel("some-model", "some/model", 1, "1")
+
+
+def test_the_bundled_model_is_here() -> None:
+    assert KNOWN_MODELS[BUNDLED].is_here
+
+
+def test_a_checkpoint_is_here_when_its_weights_are(cache: Path) -> None:
+    assert not KNOWN.is_here
+    (cache / "config.json").write_text("{}")
+    assert not KNOWN.is_here
+    (cache / "model.safetensors").write_text("")
+    assert KNOWN.is_here
+
+
+def test_all_shards_have_to_be_here(cache: Path) -> None:
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (cache / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (cache / shards["a"]).write_text("")
+    assert not KNOWN.is_here
+    (cache / shards["b"]).write_text("")
+    assert KNOWN.is_here
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("llava-1.5-7b", "llava-1.5-7b"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-1.5-7b"),
+        ("/data/llava-1.5-7b-hf", "llava-1.5-7b"),
+        ("models/qwen2.5-vl-7b", "qwen2.5-vl-7b"),
+        ("/data/mine", "/data/mine"),
+    ],
+)
+def test_a_model_by_any_of_its_names(given, name):
+    assert known_name(given) == name
