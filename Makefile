@@ -24,7 +24,7 @@ check: install
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package coremat
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 	$(MAKE) gate
 
 # The bundled model's scores against committed ones; the tolerance is for processors that round otherwise.
@@ -36,8 +36,8 @@ gate: install
 
 # Speed beside its limits, on two cores in about 20 minutes; nothing else should run meanwhile.
 bench: install
-	$(BIN)/python -m coremat.tasks.benchmark --output results/reference
+	$(BIN)/python -m coremat.tasks.reproduce.benchmark --output results/reference
 
 # The measured runs that README quotes; about 25 minutes on two cores.
 reference: install
-	$(BIN)/python -m coremat.tasks.reference --output results/reference
+	$(BIN)/python -m coremat.tasks.reproduce.reference --output results/reference
