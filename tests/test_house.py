@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from coremat.methods.registry import modules
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"coremat": "coremat", "cli": "coremat.cli", "tasks": "coremat.tasks", "results": "coremat.results"}
 LEVELS = [
@@ -73,6 +75,18 @@ def test_imports_run_one_way(path: Path) -> None:
         return
     above = [name for name in imported(path) if (level_of(name) or 0) > own]
     assert not above, f"{module} imports from above: {above}"
+
+
+def test_the_session_names_no_method() -> None:
+    """But for the paper's, which `apply` takes where nothing is said."""
+    named = {
+        (module_name(path), node.value)
+        for path in sources()
+        if module_name(path).startswith(("coremat.runtime", "coremat.cost", "coremat.decoding", "coremat.ffn"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in modules()
+    }
+    assert named == {("coremat.runtime.session", "corematching")}
 
 
 def test_every_package_is_listed() -> None:

@@ -108,8 +108,8 @@ class LayerView(Lazy):
     def attention(self, rows: Rows = "last") -> torch.Tensor:
         """Softmax weights of the layer's attention, float32 [B, heads, q, T], for q query tokens.
 
-        rows: "last" (q = 1) or columns int64 [B, q]; a token attends to itself and to what stands before it. Only these
-        rows are computed.
+        rows: "last" (q = 1) or columns int64 [B, q]; a token attends to itself and to what stands before it (in Gemma 3
+        image tokens also see each other forwards, which is left out here). Only these rows are computed.
         """
         if self._queries is None:
             raise UnsupportedError(f"attention is read, which {type(self).__name__} has not here.")

@@ -114,6 +114,12 @@ class Session:
 
     def _make_ffns(self, backend: str) -> list[SparseFFN]:
         self.adapter.check_ffns()
+        first = self.method.prefill_neurons_from()
+        if first is not None and first >= len(self.layers):
+            raise ConfigError(
+                f"{self.method.label} prunes neurons in the prefill from layer {first} on; accepted for this model of "
+                f"{len(self.layers)} layers: up to {len(self.layers) - 1}."
+            )
         make = (
             self.method.decode_ffn if self.method.takes("decode_ffn") else functools.partial(make_ffn, backend=backend)
         )

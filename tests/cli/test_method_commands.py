@@ -257,3 +257,8 @@ def test_check_method_on_a_real_family(run: Run) -> None:
     failed = sum(" FAILS" in line for line in lines)
     assert code == (1 if failed else 0)
     assert f"ShortKeys: {failed or 'none'} of {len(lines)} checks failed" in " ".join(err.split())
+
+
+def test_the_method_that_readme_shows_is_the_one_that_is_tested() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"```python\n# mine.py\n{FIXTURE.read_text()}```" in readme

@@ -234,3 +234,8 @@ def test_a_need_that_the_model_does_not_give(model):
 
     with pytest.raises(UnsupportedError, match=r"Asks needs a question; .* gives class token"):
         coremat.apply(model, Asks()).__enter__()
+
+
+def test_neurons_in_the_prefill_from_a_layer_that_is_not_there(model):
+    with pytest.raises(ConfigError, match=f"from layer {LAYERS} on; accepted .* up to {LAYERS - 1}"):
+        coremat.apply(model, f"core-neurons:prefill_from={LAYERS}").__enter__()
