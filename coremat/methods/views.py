@@ -114,8 +114,14 @@ class LayerView(Lazy):
         if self._queries is None:
             raise UnsupportedError(f"attention is read, which {type(self).__name__} has not here.")
         if isinstance(rows, str):
-            return self.once("last attention", lambda: self._attention(self._last_column()))
+            return self.once("last attention", lambda: self._attention(self.last_column))
         return self._attention(rows)
+
+    @property
+    def next_attention(self) -> torch.Tensor:
+        """Softmax weights that the last token would have in the next layer, float32 [B, heads, 1, T]: there for the
+        scores of a stage."""
+        return self.part("next_attention")
 
     def _attention(self, columns: torch.Tensor) -> torch.Tensor:
         assert self._queries is not None
@@ -123,7 +129,9 @@ class LayerView(Lazy):
         seen = self.valid[:, None] & (there <= columns[..., None])
         return attention_weights(self._queries(columns), self.keys, seen, self.part("scaling"))
 
-    def _last_column(self) -> torch.Tensor:
+    @property
+    def last_column(self) -> torch.Tensor:
+        """int64 [B, 1]: the column of each sequence's last token."""
         rows, width = self.valid.shape
         return torch.full((rows, 1), width - 1, device=self.valid.device)
 

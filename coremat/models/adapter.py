@@ -169,15 +169,14 @@ class Adapter(ABC):
         """The rotated queries of some tokens, [B, heads, q, d].
 
         hidden: the layer's attention input [B, T, H]; rotary: cosine and sine [B or 1, T, d]; columns: int64 [B, q].
-        Queries are normalised head by head, where they are, and before they are rotated (halves swapped).
         """
-        attention = layer.self_attn
-        query = attention.q_proj(take(hidden, columns, 1)).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        if hasattr(attention, "q_norm"):
-            query = attention.q_norm(query)
-        cos, sin = (take(part, columns, 1)[:, None].to(query.dtype) for part in rotary)
-        first, second = query.chunk(2, dim=-1)
-        return query * cos + torch.cat((-second, first), dim=-1) * sin
+        return _rotated(
+            layer.self_attn, "q", take(hidden, columns, 1), tuple(take(part, columns, 1) for part in rotary)
+        )
+
+    def keys(self, layer: Any, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """The rotated keys of all tokens, [B, kv_heads, T, d], where the layer itself has not run yet."""
+        return _rotated(layer.self_attn, "k", hidden, rotary)
 
     def rotary(self, layer: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Rotary:
         """Cosine and sine for positions that were counted anew, int64 [B, T], as this layer takes them."""
@@ -201,6 +200,16 @@ class Adapter(ABC):
     @property
     def shape(self) -> DecoderShape:
         return DecoderShape.of(self.decoder.config)
+
+
+def _rotated(attention: Any, name: str, hidden: torch.Tensor, rotary: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Queries or keys: normalised head by head, where they are, and then rotated (halves swapped)."""
+    projected = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    if hasattr(attention, f"{name}_norm"):
+        projected = getattr(attention, f"{name}_norm")(projected)
+    cos, sin = (part[:, None].to(projected.dtype) for part in rotary)
+    first, second = projected.chunk(2, dim=-1)
+    return projected * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def _check_projection(linear: Any, place: str, owners: dict[int, str]) -> None:

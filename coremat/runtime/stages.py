@@ -9,6 +9,7 @@ from torch import nn
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.hooks import Hooks
 from coremat.methods.base import Method, Stage
+from coremat.methods.common.attention import attention_weights
 from coremat.methods.views import LayerView
 from coremat.models.adapter import Adapter
 from coremat.runtime.choosing import keep_tokens
@@ -122,7 +123,7 @@ class TokenStages:
         hidden, self._cache = args[0], kwargs.get("past_key_values")
         self._plan = []
         if number in self._at:
-            hidden = self._prune(prompt, self._at[number], hidden)
+            hidden = self._prune(prompt, self._at[number], hidden, kwargs)
         elif number == 0 and prompt.is_pruned:
             hidden = prompt.present.kept.of_prompt(hidden)
         if not prompt.is_pruned:
@@ -131,10 +132,10 @@ class TokenStages:
         self._narrowed = segment.kept
         return (hidden, *args[1:]), kwargs | self._layer_inputs(segment, number, hidden, kwargs)
 
-    def _prune(self, prompt: Prompt, stage: Stage, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states [B, K, H] of what stays."""
+    def _prune(self, prompt: Prompt, stage: Stage, hidden: torch.Tensor, kwargs: dict) -> torch.Tensor:
+        """The hidden states [B, K, H] of what stays. kwargs: of the layer that is the first to see fewer tokens."""
         with prompt.selection.running(), torch.no_grad():
-            view = self._view_before(prompt, stage.after - 1, hidden)
+            view = self._view_before(prompt, stage.after, hidden, kwargs)
             scores = self._scores(stage, view)
             counted = self.method.counted_by(stage, view) if stage.keep == "knee" else None
             scores, *rest = on_host(*(t for t in (scores, counted) if t is not None))
@@ -148,9 +149,19 @@ class TokenStages:
             prompt.segments.append(self._segment(prompt, stage, narrowing))
         return take(hidden, narrowing.step, 1)
 
-    def _view_before(self, prompt: Prompt, number: int, hidden: torch.Tensor) -> LayerView:
-        view = self.last_view(prompt, number, self._cache)
-        view.add(hidden=lambda: hidden)
+    def _view_before(self, prompt: Prompt, number: int, hidden: torch.Tensor, kwargs: dict) -> LayerView:
+        """The layer before `number`, with what can be seen between the two."""
+        view = self.last_view(prompt, number - 1, self._cache)
+
+        def next_attention() -> torch.Tensor:
+            layer = self.adapter.layers[number]
+            normed = layer.input_layernorm(hidden)
+            rotary = self._rotary(prompt.present, number, hidden, kwargs["position_embeddings"])
+            queries = self.adapter.queries(layer, normed, rotary, view.last_column)
+            keys = self.adapter.keys(layer, normed, rotary)
+            return attention_weights(queries, keys, view.valid[:, None], self.adapter.scaling(layer))
+
+        view.add(hidden=lambda: hidden, next_attention=next_attention)
         return view
 
     def _scores(self, stage: Stage, view: LayerView) -> torch.Tensor:
@@ -197,11 +208,7 @@ class TokenStages:
         """Rotary tables, positions and mask of the tokens that are left, made once for layers that were given alike."""
         kept, rotary, mask = segment.kept, kwargs["position_embeddings"], kwargs.get("attention_mask")
         size = rotary[0].shape[1]
-        if segment.positions is None:
-            own = self._once(("rotary", segment), rotary[0], lambda: tuple(kept.of_prompt(t) for t in rotary))
-        else:
-            own = self._turned(segment, number, hidden, segment.positions, rotary[0])
-        found: dict[str, Any] = {"position_embeddings": own}
+        found: dict[str, Any] = {"position_embeddings": self._rotary(segment, number, hidden, rotary)}
         if kwargs.get("position_ids") is not None:
             positions = kwargs["position_ids"]
             counted = segment.positions
@@ -211,6 +218,12 @@ class TokenStages:
                 ("mask", segment), mask, lambda: prefill_mask(mask, kept, size, *self._attention)
             )
         }
+
+    def _rotary(self, segment: Segment, number: int, hidden: torch.Tensor, whole: Any) -> Any:
+        """The rotary tables of the tokens that are left. whole: those of the whole prompt, for this layer."""
+        if segment.positions is not None:
+            return self._turned(segment, number, hidden, segment.positions, whole[0])
+        return self._once(("rotary", segment), whole[0], lambda: tuple(segment.kept.of_prompt(t) for t in whole))
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
