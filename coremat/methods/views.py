@@ -81,6 +81,11 @@ class LayerView(Lazy):
         return self.part("activations")
 
     @property
+    def down_norms(self) -> torch.Tensor:
+        """float32 [F]: the l2 norm of each neuron's column of `down_proj`."""
+        return self.part("down_norms")
+
+    @property
     def hidden(self) -> torch.Tensor:
         """[B, T, H]: the layer's output."""
         return self.part("hidden")

@@ -10,6 +10,7 @@ from coremat.errors import ConfigError, UnsupportedError
 from coremat.hooks import Hooks
 from coremat.methods.base import Method, Stage
 from coremat.methods.common.attention import attention_weights
+from coremat.methods.common.energy import column_norms
 from coremat.methods.views import LayerView
 from coremat.models.adapter import Adapter
 from coremat.runtime.choosing import keep_tokens
@@ -49,6 +50,7 @@ class TokenStages:
         self._view: LayerView | None = None
         self._attention_input: tuple[int, torch.Tensor, Any] | None = None
         self._memo: dict[Any, tuple[Any, Any]] = {}
+        self._norms: dict[int, torch.Tensor] = {}
         self._plan: list[tuple[Segment, KeptTokens]] = []
         self._narrowed: KeptTokens | None = None
         # Padding, int64 [B, 1], that the model counts in positions which nobody gave; 0 where there is none.
@@ -85,6 +87,7 @@ class TokenStages:
         layer, parts = self.adapter.layers[number], dict[str, Callable[[], Any]]()
         if activations is not None:
             parts["activations"] = lambda: activations
+            parts["down_norms"] = lambda: self._down_norms(number)
         if self._cache is not None:
             parts["keys"] = lambda: self._cache.layers[number].keys
             parts["values"] = lambda: self._cache.layers[number].values
@@ -103,6 +106,12 @@ class TokenStages:
             **parts,
         )
         return self._view
+
+    def _down_norms(self, number: int) -> torch.Tensor:
+        """The l2 norms of the columns of a layer's `down_proj`, float32 [F], made once: weights keep their values."""
+        if number not in self._norms:
+            self._norms[number] = column_norms(self.adapter.ffn(self.adapter.layers[number]).down_proj.weight)
+        return self._norms[number]
 
     def last_view(self, prompt: Prompt, number: int, cache: Any) -> LayerView:
         """The layer that has just run, with its cache."""
