@@ -31,7 +31,7 @@ class Griffin(Method):
     name: ClassVar[str] = "griffin"
     summary: ClassVar[str] = "GRIFFIN: the neurons with the largest activations over the prompt, normalised per token"
     paper: ClassVar[str] = "Dong et al., COLM 2024 (arXiv 2404.01365)"
-    departures: ClassVar[str] = "sums in float32; a token without activations has no say; a set for each sequence of a batch"
+    departures: ClassVar[str] = "sums in float32; a token without activations has no say; a set for each sequence"
 
     beta: Share = 0.5
     voters: Voters = "all"
