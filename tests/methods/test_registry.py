@@ -31,8 +31,13 @@ def test_every_name_is_its_class_with_its_defaults(name):
 def spec_of(method: Method) -> str:
     """Name and options, typed out in full."""
     own = method.identity()
-    typed = [f"{option}={'none' if value is None else value}" for option, value in own["options"].items()]
-    return ":".join([own["name"], *typed])
+    return ":".join([own["name"], *(f"{option}={as_typed(value)}" for option, value in own["options"].items())])
+
+
+def as_typed(value: object) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 @pytest.mark.parametrize(
