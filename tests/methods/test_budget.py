@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from strategies import quick
 
 from coremat.methods.budget import budget, share_out
+from coremat.methods.common.defaults import NINTH
 
 sizes_lists = st.lists(st.integers(0, 5) | st.integers(0, 900), max_size=8)
 
@@ -65,3 +66,7 @@ def test_budget(tokens, seen, kept):
 @pytest.mark.parametrize("share", [0.05, 0.29, 0.3, 0.35, 0.57, 1.0])
 def test_a_share_of_the_tokens_is_exact(share):
     assert all(budget(share, seen) == max(1, reference.floor_of(share, seen)) for seen in range(1, 700))
+
+
+def test_the_default_of_a_ninth_is_the_papers_64_of_576():
+    assert budget(NINTH, 576) == 64
