@@ -45,6 +45,7 @@ TOKEN_METHODS = (
     "random-tokens",
 )
 ORIGINAL = ":positions=original"
+OTHER_CACHES = ("fastv:earlier_cache=cut", "core-tokens:earlier_cache=full", "random-tokens:earlier_cache=full")
 BUDGET = 36  # image tokens, a quarter of 144
 KEPT = ("record.json", "table.md", "table.csv", "table.tex")
 
@@ -101,9 +102,10 @@ def every_method(loaded: LoadedModel) -> tuple[str, ...]:
 
 
 def kept_methods() -> tuple[str, ...]:
-    """Each as its authors count positions, and those that choose before the decoder with the original ones too."""
+    """Each as its authors have positions and caches; those that choose before the decoder with the original positions
+    too, and those that choose in a layer with the other caches."""
     early = (name for name in TOKEN_METHODS if parse(name).before_the_decoder)
-    names = (*TOKEN_METHODS, *(f"{name}{ORIGINAL}" for name in early))
+    names = (*TOKEN_METHODS, *(f"{name}{ORIGINAL}" for name in early), *OTHER_CACHES)
     return ("dense", *(f"{name}:tokens={count}" for name in names for count in COUNTS))
 
 

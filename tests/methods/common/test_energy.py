@@ -45,10 +45,11 @@ def test_neurons_that_are_alike_are_tied_wherever_they_stand(size):
     assert (found == found[0, 0]).all()
 
 
-def test_the_activations_are_left_alone():
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_activations_are_left_alone(normalised):
     activations = torch.randn(1, 5, 6, generator=seeded(4))
     before = activations.clone()
-    energy(activations, torch.ones(1, 5, dtype=torch.bool), normalised=True)
+    energy(activations, torch.ones(1, 5, dtype=torch.bool), normalised)
     assert torch.equal(activations, before)
 
 
