@@ -67,15 +67,18 @@ class Reduction:
 
 
 class Method:
-    """Base of all methods. `name`: what is typed; `summary`, `paper`, `departures`: what `coremat list methods` prints;
-    `needs`: what a model has to have and not every family has, of `Adapter.provides` ("class token")."""
+    """Base of all methods. A slot that raises NotImplementedError here is called only where a method overrides it.
+
+    name: what is typed; summary, paper, departures: what `coremat list methods` prints; needs: what a model has to have
+    and not every family has, of `Adapter.provides` ("class token"); timing_only: its answers mean nothing.
+    """
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     departures: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
-    timing_only: ClassVar[bool] = False  # its answers mean nothing
+    timing_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -368,6 +368,8 @@ class Session:
                 return None
             with prompt.selection.running(), torch.no_grad():
                 chosen = self._checked_neurons(self.method.neurons(view), args[0])
+            if not (number in self._stages.scored or self.method.takes("edit_cache")):
+                self._stages.drop_view()  # a layer's activations are not kept beyond it where nothing reads them again
             prompt.neurons[number] = chosen
             self._ffn[number].prepare(chosen, prompt.gathering)
             first = self.method.prefill_neurons_from()

@@ -1,6 +1,7 @@
 """Stages of pruning inside the decoder: scores, fewer tokens, and what the layers behind are given in their place."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class TokenStages:
         queries = None
         if self._attention_input is not None and self._attention_input[0] == number:
             _, hidden, rotary = self._attention_input
-            queries = lambda columns: self.adapter.queries(layer, hidden, rotary, columns)  # noqa: E731
+            queries = partial(self.adapter.queries, layer, hidden, rotary)
         self._view = LayerView(
             number,
             prompt.present.kept.live,
@@ -120,6 +121,10 @@ class TokenStages:
             return self.view(prompt, number)
         self._view.add(keys=lambda: cache.layers[number].keys, values=lambda: cache.layers[number].values)
         return self._view
+
+    def drop_view(self) -> None:
+        """Nothing looks at the layer any more: its activations may go."""
+        self._view = None
 
     # --- the prefill --------------------------------------------------------------------------------------------------
 
@@ -156,6 +161,7 @@ class TokenStages:
                 hidden, keep = self._recycled(stage, hidden, scores, keep, images)
             narrowing = prompt.present.kept.then(keep)
             prompt.segments.append(self._segment(prompt, stage, narrowing))
+        self.drop_view()
         return take(hidden, narrowing.step, 1)
 
     def _view_before(self, prompt: Prompt, number: int, hidden: torch.Tensor, kwargs: dict) -> LayerView:
