@@ -80,10 +80,10 @@ def test_committed_records_say_what_each_method_shortens(name):
     record = read_any(REFERENCE / name)
     for typed in {row.method for row in record.rows} if isinstance(record, Record) else ():
         first = typed.partition(":")[0]
-        whole = {"dense", "corematching-released", "oracle-neurons"}
-        assert shortens(record.config, typed, "tokens") == (first not in whole and "-neurons" not in first)
-        chosen = {"corematching", "core-neurons", "random-neurons"}
-        assert shortens(record.config, typed, "neurons") == (first in chosen)
+        neurons_alone = {"core-neurons", "random-neurons", "griffin", "energy-neurons"}
+        whole = neurons_alone | {"dense", "corematching-released", "oracle-neurons"}
+        assert shortens(record.config, typed, "tokens") == (first not in whole)
+        assert shortens(record.config, typed, "neurons") == (first in neurons_alone | {"corematching"})
 
 
 SCHEMA_1 = {"tokens": "knee", "token_score": "core-neurons", "neurons": "all", "alpha": 0.2, "prune_layer": 2}
