@@ -13,12 +13,6 @@ def whole_number(name: str, value: object, least: int = 1) -> None:
         raise ConfigError(f"{name} is {value!r}; accepted: a whole number, at least {least}.")
 
 
-def share(name: str, value: object, above: float = 0.0) -> None:
-    """A number in (above, 1]."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value <= 1:
-        raise ConfigError(f"{name} is {value!r}; accepted: a number above {above:g} and up to 1.")
-
-
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
     names = tuple(known)
     if value not in names:

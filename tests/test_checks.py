@@ -1,10 +1,8 @@
 """What each check takes, and the sentence about what it does not take."""
 
-import math
-
 import pytest
 
-from coremat.checks import one_of, share, whole_number
+from coremat.checks import one_of, whole_number
 from coremat.errors import ConfigError
 
 
@@ -18,24 +16,6 @@ def test_no_whole_numbers(value: object) -> None:
     with pytest.raises(ConfigError) as refusal:
         whole_number("beams", value, 1)
     assert str(refusal.value) == f"beams is {value!r}; accepted: a whole number, at least 1."
-
-
-@pytest.mark.parametrize("value", [1, 1.0, 1e-9])
-def test_shares(value: float) -> None:
-    share("beta", value)
-
-
-@pytest.mark.parametrize("value", [0, 0.0, 1.1, -0.5, math.nan, "0.5", True, None])
-def test_no_shares(value: object) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        share("beta", value)
-    assert str(refusal.value) == f"beta is {value!r}; accepted: a number above 0 and up to 1."
-
-
-def test_a_share_above_another() -> None:
-    share("beta", 0.6, above=0.5)
-    with pytest.raises(ConfigError, match=r"^beta is 0.5; accepted: a number above 0.5 and up to 1\.$"):
-        share("beta", 0.5, above=0.5)
 
 
 def test_one_of() -> None:
