@@ -13,6 +13,7 @@ import numpy as np
 
 from coremat.names import DENSE
 from coremat.results.record.bench_rows import (
+    END_TO_END,
     MEMORY_FIELDS,
     PREFILL,
     ROW_FIELDS,
@@ -24,6 +25,7 @@ from coremat.results.record.bench_rows import (
 )
 from coremat.results.record.eval import Record, read_document, read_entries, read_field, record_path, write_document
 
+NOISE = 1.02  # medians of interleaved runs repeat to about this factor
 USUAL = ("eager generate", "accelerate offload")  # dense decoded without coremat
 
 
@@ -127,6 +129,12 @@ class BenchRecord:
         pairs = zip(dense.samples_ms, row.samples_ms, strict=False) if dense else ()
         ratios = [one / other for one, other in pairs if other]
         return (float(np.percentile(ratios, 10)), float(np.percentile(ratios, 90))) if ratios else None
+
+    def slower_lengths(self, row: BenchRow) -> list[int]:
+        """The lengths of answer at which what was run like `row` takes longer than dense, beyond `NOISE`."""
+        rows = self.rows_of(row.setup, END_TO_END)
+        speedups = ((one.new_tokens, self.speedup(one)) for one in rows)
+        return [length for length, speedup in speedups if speedup is not None and speedup * NOISE < 1]
 
     def prefill_share(self, row: BenchRow) -> float | None:
         """The time of a row as a share of the dense prefill: what a selection costs."""

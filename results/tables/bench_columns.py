@@ -19,7 +19,7 @@ from coremat.results.record.bench_rows import (
 from coremat.results.tables.eval import Column, count, fixed, mark, significant
 
 MEMORY = "memory"
-Find = Callable[[BenchRecord, Any], float | None]  # a number of a row or a memory of the record
+Find = Callable[[BenchRecord, Any], Any]  # a number of a row or a memory of the record, or a text
 
 # The columns that say which line it is.
 LABELS: Mapping[str, Column] = {
@@ -35,7 +35,8 @@ LABELS: Mapping[str, Column] = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of numbers, called `name` in the CSV. part: the phase whose row it reads, or `MEMORY`; "" for any.
+    """A column of numbers, or of short texts, called `name` in the CSV. part: the phase whose row it reads, or
+    `MEMORY`; "" for any.
 
     exact: it follows from a formula, so that a projected row has it as a measured one does.
     optional: not shown where no line has it.
@@ -44,7 +45,7 @@ class Measure:
     name: str
     title: str
     find: Find
-    show: Callable[[float | None], str] = significant
+    show: Callable[[Any], str] = significant
     part: str = ""
     exact: bool = False
     optional: bool = False
@@ -90,6 +91,16 @@ def _over_dense(record: BenchRecord, row: BenchRow) -> float | None:
     return None if speedup is None else ratio(1, speedup)
 
 
+def text(words: str | None) -> str:
+    return words or ""
+
+
+def _slower(record: BenchRecord, row: BenchRow) -> str | None:
+    """The lengths of answer, from the first to the last, at which the method takes longer than dense."""
+    lengths = record.slower_lengths(row)
+    return "-".join(str(length) for length in dict.fromkeys((lengths[0], lengths[-1]))) if lengths else None
+
+
 def _runs(_: BenchRecord, row: BenchRow) -> float | None:
     return len(row.samples_ms) or None
 
@@ -115,6 +126,7 @@ PREFILL_COLUMNS = (
     Measure("prefill_tflops", "prefill\nTFLOPs", _own("tflop"), part=PREFILL, exact=True),
     Measure("prefill_ms", "prefill\nms", _own("median_ms"), part=PREFILL),
     *_against_limit(PREFILL),
+    Measure("selection_share", "choosing\n% of dense", _prefill_share, percent, SELECTION, optional=True),
 )
 DECODE_COLUMNS = (
     Measure("decode_gflops", "decode\nGFLOPs", _gflop, part=DECODE, exact=True),
@@ -124,6 +136,7 @@ DECODE_COLUMNS = (
     Measure("decode_tokens_per_second", "tokens\n/s", _own("tokens_per_second"), part=DECODE),
     Measure("decode_gb_per_second", "GB/s", _own("gb_per_second"), part=DECODE),
     Measure("end_to_end_speedup", "end to\nend x", BenchRecord.speedup, times, END_TO_END),
+    Measure("slower_lengths", "slower\nat", _slower, text, END_TO_END, optional=True),
 )
 PHASE_COLUMNS = (
     Measure("runs", "runs", _runs, count, optional=True),

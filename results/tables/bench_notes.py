@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from coremat.results.paper.printed import SOURCE
-from coremat.results.record.bench import USUAL, BenchRecord
-from coremat.results.record.bench_rows import DECODE, END_TO_END, PREFILL, BenchRow
+from coremat.results.record.bench import NOISE, USUAL, BenchRecord
+from coremat.results.record.bench_rows import DECODE, END_TO_END, PREFILL, SELECTION, BenchRow
 from coremat.results.tables.bench_costs import PAPER_TOKENS, of_layers, weights_of
 from coremat.results.tables.eval import count
 
@@ -20,6 +20,8 @@ def memory_notes(record: BenchRecord) -> Iterator[str]:
         "KV: measured after the prefill; as paper: text and kept image tokens times the bytes of one in all layers. "
         "total: weights that decoding reads, and the cache; extra: held on top. MiB: 2^20 bytes, GB: 10^9."
     )
+    if any(row.phase == SELECTION for row in record.rows):
+        yield "choosing: the time that choosing tokens and neurons takes, as a share of dense's decoder prefill."
     rows = [row for row in record.rows if row.phase == PREFILL and row.tflop is not None]
     if rows:
         convention = record.config.get("flops_convention", "convention not recorded")
@@ -45,6 +47,9 @@ def time_notes(record: BenchRecord) -> Iterator[str]:
     lengths = [row.new_tokens for row in record.rows if row.phase == END_TO_END]
     if lengths:
         yield f"end to end x: the speed-up from the image to the last of {max(lengths)} new tokens."
+    slower = sorted({row.method for row in record.rows if row.phase == END_TO_END and record.slower_lengths(row)})
+    if slower:
+        yield f"slower at: answers of so many tokens take over {NOISE} of dense's time ({', '.join(slower)})."
 
 
 def _other_decoders(record: BenchRecord) -> Iterator[str]:

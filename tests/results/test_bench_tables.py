@@ -26,6 +26,9 @@ TABLES = (bench_table, prefill_table, decode_table, phase_table, length_table)
 EXACT = {"kv_cache_mib_paper", "prefill_tflops", "decode_gflops"}  # and whatever has limit_ms or limit_speedup
 
 
+UNKNOWN = {("corematching", "prefill"), ("corematching", "selection")}
+
+
 def lines_at(width: int, table: Table) -> list[str]:
     file = io.StringIO()
     Console(width=width, file=file, color_system=None).print(Fitted(table))
@@ -62,6 +65,7 @@ def test_prefill_half_of_a_method():
         "% of limit": "90.0",
         "speed- up x": "2.00",
         "limit x": "2.20",
+        "choosing % of dense": "2.00",
     }
 
 
@@ -79,6 +83,25 @@ def test_decode_half_of_a_method():
         "GB/s": "12.0",
         "end to end x": "1.84",  # (500 + 63 * 10) / (300 + 63 * 5)
     }
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "shown"),
+    [
+        (0.5, 0.9, ""),
+        (1.2, 0.85, "1-16"),  # 580 over 500 ms, 708 over 650 at 16, and at 64 1116 over 1130
+        (0.5, 1.5, "64"),  # 525 over 650 ms at 16, 1245 over 1130 at 64
+        (1.01, 1.01, ""),  # within what a repetition differs by
+    ],
+)
+def test_a_method_that_is_slower_than_dense_is_marked_with_the_answers_at_which_it_is(
+    monkeypatch, prefill, decode, shown
+):
+    monkeypatch.setitem(METHODS, "core-tokens", (prefill, decode, *METHODS["core-tokens"][2:]))
+    table = decode_table(bench())
+    assert cells(table, "core-tokens").get("slower at", "") == shown
+    assert any("over 1.02 of dense's time (core-tokens)" in note for note in table.notes) == bool(shown)
+    assert not cells(table, "corematching").get("slower at")
 
 
 def test_halves_make_the_whole():
@@ -184,7 +207,7 @@ def test_a_bench_that_was_stopped_keeps_what_it_has(make, keep):
 
 
 def test_what_is_not_known_is_an_empty_cell():
-    rows = [row for row in bench().rows if (row.method, row.phase) != ("corematching", "prefill")]
+    rows = [row for row in bench().rows if (row.method, row.phase) not in UNKNOWN]
     rows = [replace(row, limit_ms=None, limit_speedup=None, bytes=None) for row in rows]
     record = replace(bench(), rows=tuple(rows), memory=())
     prefill, decode = cells(prefill_table(record), "corematching"), cells(decode_table(record), "corematching")
