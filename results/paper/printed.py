@@ -34,13 +34,16 @@ TITLES = {
 _FLOPS = (
     "paper, TFLOPs: no convention given; 2*MAC of the decoder alone gives 10.1 and 19.6 for a prompt of 755 tokens."
 )
+_TRAINED = "{}: trained by their authors, into weights that no patch of a checkpoint gives; the paper's rows only."
 _NOTES = {
     1: ("task: of the measured rows; the paper's table has one accuracy.",),
-    2: (_FLOPS,),
+    2: (_FLOPS, _TRAINED.format("voco-llama, dynamic-llava")),
     3: (
         _FLOPS,
         "paper, decode TFLOPs: printed as GFLOPs; by arithmetic 0.845 is TFLOP: 64 new tokens on 6.6 billion weights.",
         "An evaluation adds nothing to this table; a bench record does, one prompt at a time.",
+        _TRAINED.format("dynamic-llava"),
+        "powerinfer: the paper emulates its time; ours beside it are powerinfer (its time) and predictor (trained).",
     ),
     4: (_FLOPS,),
     6: ("model: of the measured rows; the paper's table has sizes.",),

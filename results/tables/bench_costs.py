@@ -13,6 +13,7 @@ from coremat.results.tables.eval import PROJECTED_NOTE
 
 MEASURED, PROJECTED = "measured", "projected"
 PAPER_TOKENS = 64  # new tokens behind the paper's decode columns: 0.845 TFLOP are 64 times 13.2 GFLOP
+PAPER_NAMES = {"predictor": "powerinfer"}  # trained, where the paper emulates its time
 DECODE_COLUMNS = ("decode_gflops", "decode_latency_s")
 
 
@@ -23,6 +24,11 @@ def source_of(projected: bool) -> str:
 def bare(method: str) -> str:
     """The name of a method without its options."""
     return method.partition(":")[0]
+
+
+def paper_name(method: str) -> str:
+    """The paper's name of a method as typed."""
+    return PAPER_NAMES.get(bare(method), bare(method))
 
 
 def longest(record: BenchRecord, setup: Setup, phase: str) -> BenchRow | None:
@@ -76,7 +82,7 @@ def cost_rows(record: BenchRecord) -> Iterator[dict[str, Any]]:
             "model": record.model,
             "device": record.device or None,
             "method": f"{setup.method}, {setup.decoder}" if several else setup.method,
-            "paper_method": bare(setup.method),
+            "paper_method": paper_name(setup.method),
             "unlike": DECODE_COLUMNS if decode is not None and decode.new_tokens != PAPER_TOKENS else (),
             **_sparsity(prefill or decode),
             **_memory(record, setup),

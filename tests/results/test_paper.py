@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas
 import pytest
-from made_bench import bench
+from made_bench import METHODS, bench
 from rich.console import Console
 
 from coremat.cli.table import paper_columns
@@ -362,6 +362,14 @@ def test_a_bench_on_the_papers_device_has_differences():
     ]
 
 
+def test_a_trained_predictor_stands_beside_the_one_whose_time_the_paper_emulates(monkeypatch):
+    monkeypatch.setitem(METHODS, "predictor:beta=0.2", METHODS["core-neurons"])
+    record = bench(("dense", "predictor:beta=0.2"), layers=32, device="titanxp")
+    *_, difference = ours(beside_frame(3, [record]), "difference")
+    assert difference["method"] == "predictor:beta=0.2"
+    assert difference["decode_latency_s"] == pytest.approx(64 * 0.0065 - 11.6)
+
+
 def test_no_difference_in_decoding_another_number_of_tokens():
     whole = bench(("dense",), layers=32, device="titanxp")
     rows = tuple(replace(row, new_tokens=16) for row in whole.rows if row.phase in ("prefill", "decode"))
@@ -386,7 +394,7 @@ def test_a_projection_is_never_called_measured(form):
     assert table.notes[-1].startswith("~: projected")
     mark = {"latex": r"\textasciitilde{}"}.get(form, "~")
     assert render(table, form).count(mark) >= 4 * 6
-    assert not any("weights" in note for note in table.notes[4:])  # nothing was run
+    assert not any("weights" in note for note in table.notes[len(paper_table(3).notes) :])  # nothing was run
     assert pandas.api.types.is_float_dtype(beside_frame(3, [record])["decode_latency_s"])
 
 
