@@ -18,38 +18,49 @@ import torch
 
 from coremat.errors import ConfigError
 from coremat.methods.base import Method, Stage
-from coremat.methods.options import EarlierCache, Layer, Positions, Share
+from coremat.methods.options import EarlierCache, FixedBudget, Layer, Positions, Share
 from coremat.methods.views import LayerView
+
+STAGES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(Method):
-    """layers: decoder layers that have run before each stage (typed 8/16/24), by default equal parts of the depth.
-    ratios: shares of the prompt's image tokens that are left behind each."""
+    """tokens: what the last stage leaves; each stage before it leaves twice as many as the next (by default the
+    paper's half, quarter and eighth). layers: decoder layers that have run before each stage (typed 8/16/24), equal
+    parts of the depth by default. ratios: in place of `tokens`, the share of the prompt's tokens that each leaves."""
 
     name: ClassVar[str] = "pyramiddrop"
     summary: ClassVar[str] = "PyramidDrop: image tokens leave in three stages, by the attention of the layer to come"
     paper: ClassVar[str] = "Xing et al., CVPR 2025 (arXiv 2410.17247)"
     departures: ClassVar[str] = "stages at quarters of the depth where no layers are given"
 
+    tokens: FixedBudget = 0.125
     layers: tuple[Layer, ...] | None = None
-    ratios: tuple[Share, ...] = (0.5, 0.25, 0.125)
+    ratios: tuple[Share, ...] | None = None
     positions: Positions = "auto"
     earlier_cache: EarlierCache = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers is not None and len(self.layers) != len(self.ratios):
+        if self.layers and self.ratios and len(self.layers) != len(self.ratios):
             raise ConfigError(
                 f"layers is {self.layers!r} beside {len(self.ratios)} ratios; accepted: as many layers as ratios."
             )
 
     def stages(self, layers: int) -> Sequence[Stage]:
-        pairs = zip(self.layers or even(layers, len(self.ratios)), self.ratios, strict=False)
-        return tuple(Stage(after, ratio, self.positions, self.earlier_cache) for after, ratio in pairs)
+        keeps = self.ratios or doubled(self.tokens, len(self.layers) if self.layers else STAGES)
+        pairs = zip(self.layers or even(layers, len(keeps)), keeps, strict=False)
+        return tuple(Stage(after, keep, self.positions, self.earlier_cache) for after, keep in pairs)
 
     def score(self, stage: Stage, layer: LayerView) -> torch.Tensor:
         return layer.next_attention.mean((1, 2))
+
+
+def doubled(tokens: float, stages: int) -> list[float]:
+    """Budgets of `stages` stages of which the last is `tokens`, a count or a share: each twice the next."""
+    budgets = [tokens * 2**number for number in reversed(range(stages))]
+    return [min(1.0, share) for share in budgets] if isinstance(tokens, float) else budgets
 
 
 def even(layers: int, stages: int) -> list[int]:

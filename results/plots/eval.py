@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7B3294")
 MARKERS = "osD^vPXh"
-INK, FAINT = "#333333", "#D9D9D9"
+INK, GREY, FAINT = "#333333", "#8A8A8A", "#D9D9D9"
+DASHES = (0, (5, 3))
 STYLE: Mapping[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -72,12 +73,56 @@ def plot_sweep(
         figure = new_figure(height=4.2)
         axes = figure.subplots()
         for number, (name, line) in enumerate(lines.items()):
-            _line(axes, line.sort_values(x), x, y, error, number, str(name))
+            _line(axes, line.sort_values(x), x, y, error, *look(number), str(name))
         _anchors(axes, anchor, anchor_label, list(lines))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         set_ticks(axes, points[x])
         if by is not None or anchor is not None:
             figure.legend(*_lines_first(axes), loc="outside right center", title=by, alignment="left")
+        return save_figure(figure, path)
+
+
+def plot_panels(
+    frame: pandas.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    x: str,
+    y: str,
+    by: str,
+    panel: str,
+    error: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    anchor: float | None,
+    everywhere: Sequence[str] = (),
+) -> Path:
+    """Draw column `y` over column `x`, a line for each value of `by`, in a panel for each value of `panel`; return the
+    path of the PNG.
+
+    For more lines than one picture holds. everywhere: lines that are drawn in all panels, in grey. The rest as in
+    `plot_sweep`.
+    """
+    from matplotlib import rc_context
+
+    points = _points(frame, [x, y], [by, panel, error])
+    names = list(dict.fromkeys(points[panel][~points[by].isin(everywhere)]))
+    with rc_context(dict(STYLE)):
+        figure = new_figure(height=5.6, width=3.7 * len(names))
+        for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+            own = points[(points[panel] == name) & ~points[by].isin(everywhere)]
+            for number, (label, line) in enumerate(own.groupby(by, sort=False)):
+                _line(axes, line.sort_values(x), x, y, error, *look(number), str(label))
+            for number, label in enumerate(everywhere):
+                line = points[points[by] == label].sort_values(x)
+                _line(axes, line, x, y, error, GREY, MARKERS[number], label)
+            _anchors(axes, anchor, "dense", [])
+            axes.set_title(name, fontsize=10)
+            axes.set_xlabel(x_label)
+            set_ticks(axes, points[x])
+            axes.legend(*_lines_first(axes), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+        figure.axes[0].set_ylabel(y_label)
+        figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
         return save_figure(figure, path)
 
 
@@ -129,10 +174,10 @@ def _points(frame: pandas.DataFrame, needed: Sequence[str], more: Sequence[str])
     return points
 
 
-def new_figure(height: float) -> "Figure":
+def new_figure(height: float, width: float = 7.6) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(7.6, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def look(number: int) -> tuple[str, str]:
@@ -140,8 +185,9 @@ def look(number: int) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
-def _line(axes: "Axes", line: pandas.DataFrame, x: str, y: str, error: str | None, number: int, label: str) -> None:
-    color, marker = look(number)
+def _line(
+    axes: "Axes", line: pandas.DataFrame, x: str, y: str, error: str | None, color: str, marker: str, label: str
+) -> None:
     bars = None if error is None else line[error].astype(float).fillna(0.0)
     axes.errorbar(
         line[x],
@@ -161,11 +207,11 @@ def _anchors(axes: "Axes", anchor: float | Mapping[Hashable, float] | None, labe
     if anchor is None:
         return
     if not isinstance(anchor, Mapping):
-        axes.axhline(anchor, color=INK, linestyle=(0, (5, 3)), linewidth=1.2, label=label)
+        axes.axhline(anchor, color=INK, linestyle=DASHES, linewidth=1.2, label=label)
         return
     for name, value in anchor.items():
         color = COLORS[lines.index(name) % len(COLORS)] if name in lines else INK
-        axes.axhline(value, color=color, linestyle=(0, (5, 3)), linewidth=1.2, label=f"{label}, {name}")
+        axes.axhline(value, color=color, linestyle=DASHES, linewidth=1.2, label=f"{label}, {name}")
 
 
 def set_ticks(axes: "Axes", values: pandas.Series) -> None:

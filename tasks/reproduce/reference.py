@@ -2,8 +2,8 @@
 
     python -m coremat.tasks.reproduce.reference --output results/reference
 
-Six runs of the bundled model, their records, and what README reads off them: comparisons with paired intervals,
-accuracy by kind and length of answer, and four plots. Stopped and started again, it goes on. Single answers
+Runs of the bundled model, their records, and what README reads off them: comparisons with paired intervals, accuracy
+by kind and length of answer, and plots. Stopped and started again, it goes on. Single answers
 (`samples.jsonl`) stay in the working folder: the records and the tables made from them are what is kept.
 """
 
@@ -17,12 +17,14 @@ import pandas
 import typer
 
 from coremat.errors import UnknownNameError
+from coremat.methods.base import ANY_DEPTH, Method
+from coremat.methods.options import kinds_of
 from coremat.methods.registry import DEFAULTS, modules, parse
 from coremat.models.known import BUNDLED
 from coremat.models.load import LoadedModel, load
 from coremat.names import DENSE
 from coremat.results.analysis import accuracy_by, compare, with_answer_length
-from coremat.results.plots.eval import plot_sweep
+from coremat.results.plots.eval import plot_panels, plot_sweep
 from coremat.results.record.eval import Record, Row, read_samples, write_text_atomic
 from coremat.runtime.support import given_and_skipped
 from coremat.tasks.run.runner import evaluate
@@ -33,19 +35,13 @@ SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
 METHODS_LIMIT = 400  # questions of each task for a table of all methods
 KEPT_LIMIT = 400
 COUNTS = (9, 18, 36, 72)
-TOKEN_METHODS = (
-    "core-tokens",
-    "fastv",
-    "prumerge",
-    "prumerge+",
-    "visionzip",
-    "divprune",
-    "uniform-tokens",
-    "average-pooling",
-    "random-tokens",
-)
+ANCHORS = ("random-tokens", "downsample")  # drawn in every panel of the plot of token methods
 ORIGINAL = ":positions=original"
-OTHER_CACHES = ("fastv:earlier_cache=cut", "core-tokens:earlier_cache=full", "random-tokens:earlier_cache=full")
+OTHER_SETTINGS = (
+    *(f"{name}{ORIGINAL}" for name in ("uniform-tokens", "visionzip", "prumerge+", "divprune")),
+    *(f"{name}:earlier_cache=full" for name in ("core-tokens", "random-tokens")),
+    "fastv:earlier_cache=cut",
+)
 BUDGET = 36  # image tokens, a quarter of 144
 KEPT = ("record.json", "table.md", "table.csv", "table.tex")
 
@@ -94,6 +90,16 @@ def budget_methods(prune_layers: Sequence[int]) -> tuple[str, ...]:
     return ("dense", *(at_budget(name, layer) for layer in prune_layers for name in BUDGET_NAMES))
 
 
+def token_methods(loaded: LoadedModel) -> tuple[str, ...]:
+    """All that prune image tokens alone, to a count that is given."""
+    found = {name: parse(name) for name in every_method(loaded)}
+    return tuple(
+        name
+        for name, method in found.items()
+        if method.prunes_tokens and not method.prunes_neurons and "tokens" in kinds_of(method)
+    )
+
+
 def every_method(loaded: LoadedModel) -> tuple[str, ...]:
     """Those that the bundled model can run, and not what is for timing only."""
     methods = {name: parse(name, prune_layer=loaded.prune_layer) for name in modules()}
@@ -101,12 +107,18 @@ def every_method(loaded: LoadedModel) -> tuple[str, ...]:
     return tuple(given)
 
 
-def kept_methods() -> tuple[str, ...]:
-    """Each as its authors have positions and caches; those that choose before the decoder with the original positions
-    too, and those that choose in a layer with the other caches."""
-    early = (name for name in TOKEN_METHODS if parse(name).before_the_decoder)
-    names = (*TOKEN_METHODS, *(f"{name}{ORIGINAL}" for name in early), *OTHER_CACHES)
-    return ("dense", *(f"{name}:tokens={count}" for name in names for count in COUNTS))
+def kept_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """Each as its authors have positions and caches; a few with the others."""
+    return ("dense", *(f"{name}:tokens={count}" for name in (*names, *OTHER_SETTINGS) for count in COUNTS))
+
+
+def where(method: Method) -> str:
+    """Where image tokens leave, and what becomes of the caches of the layers that have seen them: of equal counts, what
+    is saved differs by that."""
+    if method.before_the_decoder:
+        return "before the decoder"
+    caches = {stage.earlier_cache for stage in method.pruning_stages(ANY_DEPTH)}
+    return f"in the decoder, earlier caches {' and '.join(caches)}"
 
 
 def at_budget(name: str, layer: int) -> str:
@@ -120,7 +132,7 @@ def runs(loaded: LoadedModel) -> tuple[Run, ...]:
         Run("default", ("easyvqa", "shapes"), DEFAULTS),
         Run("neuron-ratio", ("shapes",), neuron_methods(), SWEEP_LIMIT),
         Run("methods", ("easyvqa", "shapes"), every_method(loaded), METHODS_LIMIT),
-        Run("tokens-kept", ("shapes",), kept_methods(), KEPT_LIMIT),
+        Run("tokens-kept", ("shapes",), kept_methods(token_methods(loaded)), KEPT_LIMIT),
         Run("token-budget", ("shapes",), budget_methods(sorted({2, loaded.prune_layer})), SWEEP_LIMIT),
     )
 
@@ -189,17 +201,11 @@ def report_kept(record: Record, folder: Path) -> None:
     points: list[dict[str, Any]] = [
         {"kept": row.image_tokens_kept, "score": row.score, "error": row.stderr, "method": name}
         for row in accuracies(record)
-        if (name := row.method.rpartition(":tokens=")[0])
+        if (name := row.method.rpartition(":tokens=")[0]) and not name.endswith(ORIGINAL)
     ]
-    early = {name for name in TOKEN_METHODS if parse(name).before_the_decoder}
-    there = [point for point in points if not point["method"].endswith(ORIGINAL)]
-    same = [point for point in points if point["method"] not in early]
-    for shown, path, title in (
-        (there, "tokens_kept.png", "Accuracy by image tokens kept (shapes)"),
-        (same, "tokens_kept_original_positions.png", "The same with the tokens' original positions"),
-    ):
-        short = [point | {"method": point["method"].removesuffix(ORIGINAL)} for point in shown]
-        draw(record, short, folder / path, title, x_label="image tokens kept of 144")
+    title = "Accuracy by image tokens kept (shapes)"
+    panels = [point | {"where": where(parse(point["method"]))} for point in points]
+    draw_panels(record, panels, folder / "tokens_kept.png", title, "image tokens kept of 144", ANCHORS)
 
 
 def accuracies(record: Record) -> list[Row]:
@@ -212,6 +218,18 @@ def draw(record: Record, points: list[dict[str, Any]], path: Path, title: str, x
     dense = next(row.score for row in accuracies(record) if row.method == DENSE)
     labels = {"title": title, "x_label": x_label, "y_label": "accuracy (%)"}
     plot_sweep(pandas.DataFrame(points), path, x=x, y="score", by=by, error="error", anchor=dense, **labels)
+
+
+def draw_panels(
+    record: Record, points: list[dict[str, Any]], path: Path, title: str, x_label: str, everywhere: Sequence[str]
+) -> None:
+    """The same for more lines than one picture holds, in a panel for each value of a point's last key."""
+    x, *_, by, panel = points[0]
+    dense = next(row.score for row in accuracies(record) if row.method == DENSE)
+    labels = {"title": title, "x_label": x_label, "y_label": "accuracy (%)"}
+    frame = pandas.DataFrame(points)
+    columns = {"x": x, "y": "score", "by": by, "panel": panel, "error": "error"}
+    plot_panels(frame, path, **columns, anchor=dense, everywhere=everywhere, **labels)
 
 
 def main(

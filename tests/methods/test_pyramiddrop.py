@@ -22,7 +22,21 @@ def test_ratios_are_of_the_whole_prompt_and_layers_can_be_given():
     method = PyramidDrop(layers=(2, 5), ratios=(0.6, 0.2))
     assert [(stage.after, stage.keep) for stage in method.stages(32)] == [(2, 0.6), (5, 0.2)]
     with pytest.raises(ConfigError, match=r"layers is \(2,\) beside 3 ratios; accepted: as many layers as ratios"):
-        PyramidDrop(layers=(2,))
+        PyramidDrop(layers=(2,), ratios=(0.5, 0.25, 0.125))
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps"),
+    [
+        ({}, [0.5, 0.25, 0.125]),
+        ({"tokens": 64}, [256, 128, 64]),
+        ({"tokens": 0.3}, [1.0, 0.6, 0.3]),
+        ({"tokens": 10, "layers": (2, 5)}, [20, 10]),
+        ({"tokens": 10, "ratios": (0.6, 0.2)}, [0.6, 0.2]),
+    ],
+)
+def test_each_stage_leaves_twice_as_many_as_the_next(options, keeps):
+    assert [stage.keep for stage in PyramidDrop(**options).stages(32)] == keeps
 
 
 class Recorded(PyramidDrop):

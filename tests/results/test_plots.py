@@ -53,6 +53,23 @@ def test_sweep_draws_every_line_in_order(tmp_path, figures):
     assert [text.get_text() for text in axes.get_xticklabels()] == ["9", "36", "144"]
 
 
+def test_panels_draw_each_line_once_and_the_anchors_everywhere(tmp_path, figures):
+    frame = pandas.concat(
+        [
+            SWEEP.assign(place=lambda rows: rows["method"].map(lambda name: name.partition(" ")[0])),
+            SWEEP.assign(method="chance", place=""),
+        ]
+    )
+    options = {"by": "method", "panel": "place", "error": "stderr", "anchor": 95, "everywhere": ("chance",), **LABELS}
+    assert is_png(plots.plot_panels(frame, tmp_path / "a.png", x="kept", y="score", **options))
+    shown = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes]
+    assert shown == [["core tokens", "chance", "dense"], ["random tokens", "chance", "dense"]]
+    assert [axes.get_title(loc="left") for axes in figures[0].axes] == ["core", "random"]
+    lines = [axes.containers[0].lines[0] for axes in figures[0].axes]
+    assert [list(line.get_xdata()) for line in lines] == [[9, 36, 144]] * 2
+    assert list(lines[1].get_ydata()) == pytest.approx([89 - 100 / 9, 89 - 100 / 36, 89 - 100 / 144])
+
+
 def test_error_bars_are_the_standard_errors(tmp_path, figures):
     frame = SWEEP.assign(stderr=[0.5, None, 0.25] * 2)
     plot_sweep(frame, tmp_path / "a.png", x="kept", y="score", by="method", error="stderr", **LABELS)

@@ -50,6 +50,26 @@ def test_the_sweeps_are_drawn(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_token_methods_are_drawn_by_where_they_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "COUNTS", (9, 36))
+    monkeypatch.setattr(reference, "ANCHORS", ("random-tokens",))
+    drawn: list[dict[str, Any]] = []
+    plot = reference.plot_panels
+    monkeypatch.setattr(
+        reference, "plot_panels", lambda frame, path, **options: drawn.append(frame) or plot(frame, path, **options)
+    )
+    names = ("fastv", "core-tokens", "random-tokens", "uniform-tokens", "pyramiddrop")
+    run = Run("tokens-kept", ("shapes",), reference.kept_methods(names), LIMIT)
+    record, _ = measure(FAKE, run, tmp_path / "work", tmp_path)
+    reference.report_kept(record, tmp_path)
+    places = dict(drawn[0][["method", "where"]].to_numpy())
+    assert places["uniform-tokens"] == "before the decoder"
+    assert places["core-tokens"] == places["fastv:earlier_cache=cut"] == "in the decoder, earlier caches cut"
+    assert places["fastv"] == places["pyramiddrop"] == "in the decoder, earlier caches full"
+    assert not any(name.endswith("original") for name in places)
+    assert (tmp_path / "tokens_kept.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_equal_budgets_are_compared_with_core_tokens(tmp_path: Path) -> None:
     run = Run("token-budget", ("shapes",), budget_methods([2]), LIMIT)
     _, samples = measure(FAKE, run, tmp_path / "work", tmp_path)
