@@ -40,16 +40,7 @@ Budgets = Mapping[int, tuple[int, int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class RatedStages(Method):
-    """What both versions have in common.
-
-    tokens: which list of budgets, by the authors' name for it: 192, 128, 96 or 64 of 576 image tokens, the mean over
-    decoder layers as they count it (two layers of 32 see all tokens, 4, 10 and 16 what the three stages keep; in fact
-    it is 3, 4, 9 and 16 layers, which makes 203 of their 192). To the end stay the fewest, 110 of 192. Between the
-    lists, and from 192 to all, budgets follow in a straight line, and so does that mean; below 64 they shrink in
-    proportion. A count takes a list for 576 tokens as it stands, a share takes it for any number. budgets: the list
-    itself, counts or shares of the prompt's image tokens (typed 300/200/110), in place of `tokens`. layers: decoder
-    layers that have run before each stage (typed 3/7/16, which is the default for 32; at the same depths of others).
-    """
+    """What both versions have in common."""
 
     published: ClassVar[Budgets] = {}
 
@@ -75,9 +66,17 @@ class RatedStages(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(RatedStages):
-    """recycled: share of what a stage drops, the best by score, that is merged, one token more than that; merged
-    vectors are kept beyond the budget. cluster: so many tokens to a merged vector, one vector more than that. seed: of
-    the noise that tells equal densities apart.
+    """tokens: which list of budgets, by the authors' name for it: 192, 128, 96 or 64 of 576 image tokens, the mean over
+    decoder layers as they count it (of 32 layers two see all tokens, and 4, 10 and 16 what the three stages keep; in
+    fact these are 3, 4, 9 and 16 layers, and the mean of their 192 is 203). What stays to the end is the last budget,
+    110 of 192. Between the lists, and from 192 to all, budgets follow in a straight line, and so does that mean; below
+    64 they shrink in proportion. A count takes a list for 576 tokens as it stands, a share takes it for any number.
+
+    budgets: the list itself, counts or shares of the prompt's image tokens (typed 300/200/110), in place of `tokens`.
+    layers: decoder layers that have run before each stage, by default 3/7/16 of 32 and the same depths of others.
+    recycled: share of what a stage drops, the best by score, that is merged, one token more than that; merged vectors
+    are kept beyond the budget. cluster: so many tokens to a merged vector, one vector more than that. seed: of the
+    noise that tells equal densities apart.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -112,7 +111,8 @@ class SparseVLM(RatedStages):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseVLMPlus(RatedStages):
-    """heads: share of the heads that are heard, by the attention of raters to images; at least one."""
+    """tokens, budgets, layers: as those of SparseVLM, with lists of its own. heads: share of the heads that are heard,
+    by the attention of raters to images; at least one."""
 
     name: ClassVar[str] = "sparsevlm+"
     summary: ClassVar[str] = "SparseVLM+: the same without merging, by attention without its drift, of some heads"

@@ -380,6 +380,11 @@ def test_the_seed_decides_between_equal_densities():
     assert len(held) > 1
 
 
+def test_vectors_that_are_all_alike_make_clusters_with_a_centre_each():
+    alike = torch.full((4, 3), 2.0)
+    assert torch.equal(cluster_means(alike, 3, torch.arange(4) * 1e-3), alike[:3])
+
+
 def test_very_large_dimensions_do_not_swallow_small_distances():
     """As in the hidden states of real decoders, where a product of matrices would lose them."""
     vectors = torch.cat([torch.full((30, 1), 2000.0), torch.arange(30.0)[:, None] / 10], 1)
