@@ -1,6 +1,7 @@
 """What a method sees of a batch: plain tensors, most of them made only when they are first read.
 
     LayerView   one decoder layer while it read the prompt: B sequences, of which T tokens each are present
+    PromptView  the whole prompt as the decoder gets it: S tokens each
     ImageView   one image or video on its way to the decoder: N places
     TowerView   one attention layer of the vision tower, for one image
 
@@ -45,6 +46,31 @@ class Lazy:
     @property
     def there(self) -> str:
         return f"there are: {', '.join(sorted(self._parts)) or 'none'}"
+
+
+class PromptView(Lazy):
+    """A batch of prompts before any token of the decoder is pruned; what `once` makes is there for all its stages.
+
+    valid: bool [B, S], False for padding. image_index: int64 [B, S], as in `LayerView`. parts: how the rest is made.
+    """
+
+    def __init__(self, valid: torch.Tensor, image_index: torch.Tensor, **parts: Callable[[], Any]) -> None:
+        super().__init__(parts)
+        self.valid, self.image_index = valid, image_index
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """[B, S, H]: what the first decoder layer gets."""
+        return self.part("inputs")
+
+    @property
+    def tail(self) -> int:
+        """How many columns there are behind the last image token, the most of any sequence that has one; at least 1.
+
+        All of them are text, which no stage prunes: they are the last columns of every layer too.
+        """
+        images = self.part("images_on_host") >= 0
+        return max(1, int(images.flip(1).int().argmax(1).max()))
 
 
 class LayerView(Lazy):
@@ -113,6 +139,16 @@ class LayerView(Lazy):
     def output_weight(self) -> torch.Tensor:
         """W_O [H, heads * d] of the layer's attention."""
         return self.part("output_weight")
+
+    @property
+    def rotary(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the tokens' positions, [B or 1, T, d], as the layer's attention takes them."""
+        return self.part("rotary")
+
+    @property
+    def prompt(self) -> PromptView:
+        """The whole prompt: there for the scores of a stage."""
+        return self.part("prompt")
 
     @property
     def seeds(self) -> Sequence[int]:

@@ -12,7 +12,7 @@ from coremat.hooks import Hooks
 from coremat.methods.base import Method, Stage
 from coremat.methods.common.attention import attention_weights
 from coremat.methods.common.energy import column_norms
-from coremat.methods.views import LayerView
+from coremat.methods.views import LayerView, PromptView
 from coremat.models.adapter import Adapter
 from coremat.runtime.choosing import keep_tokens
 from coremat.runtime.kept_tokens import KeptTokens, Narrowing
@@ -49,6 +49,7 @@ class TokenStages:
         self._static: dict[int, dict[str, Any]] = {}
         self._cache: Any = None
         self._view: LayerView | None = None
+        self._whole: PromptView | None = None
         self._attention_input: tuple[int, torch.Tensor, Any] | None = None
         self._memo: dict[Any, tuple[Any, Any]] = {}
         self._norms: dict[int, torch.Tensor] = {}
@@ -66,7 +67,7 @@ class TokenStages:
 
     def forget(self) -> None:
         """Before each forward pass."""
-        self._view = self._attention_input = self._narrowed = self._cache = None
+        self._view = self._whole = self._attention_input = self._narrowed = self._cache = None
         self.uncounted = 0
         self._memo.clear()
 
@@ -97,6 +98,7 @@ class TokenStages:
         if self._attention_input is not None and self._attention_input[0] == number:
             _, hidden, rotary = self._attention_input
             queries = partial(self.adapter.queries, layer, hidden, rotary)
+            parts["rotary"] = lambda: rotary
         self._view = LayerView(
             number,
             prompt.present.kept.live,
@@ -137,6 +139,8 @@ class TokenStages:
         """Before a layer: prune if it is time, and give the layer what is left."""
         hidden, self._cache = args[0], kwargs.get("past_key_values")
         self._plan = []
+        if number == 0:
+            self._whole = self._prompt_view(prompt, hidden)
         if number in self._at:
             hidden = self._prune(prompt, self._at[number], hidden, kwargs)
         elif number == 0 and prompt.is_pruned:
@@ -163,7 +167,14 @@ class TokenStages:
             narrowing = prompt.present.kept.then(keep)
             prompt.segments.append(self._segment(prompt, stage, narrowing))
         self.drop_view()
+        if stage is self.stages[-1]:
+            self._whole = None  # its embeddings are held for the scores of stages only
         return take(hidden, narrowing.step, 1)
+
+    def _prompt_view(self, prompt: Prompt, inputs: torch.Tensor) -> PromptView:
+        return PromptView(
+            prompt.valid, prompt.image_index, inputs=lambda: inputs, images_on_host=lambda: prompt.images_on_host
+        )
 
     def _view_before(self, prompt: Prompt, number: int, hidden: torch.Tensor, kwargs: dict) -> LayerView:
         """The layer before `number`, with what can be seen between the two."""
@@ -177,7 +188,7 @@ class TokenStages:
             keys = self.adapter.keys(layer, normed, rotary)
             return attention_weights(queries, keys, view.valid[:, None], self.adapter.scaling(layer))
 
-        view.add(hidden=lambda: hidden, next_attention=next_attention)
+        view.add(hidden=lambda: hidden, next_attention=next_attention, prompt=lambda: self._whole)
         return view
 
     def _scores(self, stage: Stage, view: LayerView) -> torch.Tensor:
