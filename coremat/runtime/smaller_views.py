@@ -23,6 +23,8 @@ class SmallerViews:
 
     def __init__(self, adapter: Adapter, method: Method) -> None:
         self.adapter, self.method = adapter, method
+        if not adapter.resizable_towers:
+            raise UnsupportedError(f"{method.label} needs a resizable tower; {type(adapter.model).__name__} has none.")
         self.kept: list[torch.Tensor] = []
         self._sizes: list[Size] = []  # of the views that are still to come to the tower
 
@@ -36,13 +38,21 @@ class SmallerViews:
         """The images that come next, in the order of the prompts: their grids, placeholder ids and budgets. The model
         gives the tower all images first, then the videos."""
         views = self.adapter.image_views(grids, inputs)
-        fits = [
-            fit(own, tuple(self.method.smaller_grids(own.grid)), keep) for own, keep in zip(views, keeps, strict=True)
-        ]
+        fits = [fit(own, self._grids(own.grid), keep) for own, keep in zip(views, keeps, strict=True)]
         self.kept = [keep for _, keep in fits]
         video = getattr(self.adapter.model.config, "video_token_id", None)
         order = sorted(range(len(fits)), key=lambda image: kinds[image] == video)
         self._sizes = [size for image in order for size in fits[image][0]]
+
+    def _grids(self, grid: Grid) -> tuple[Grid, ...]:
+        """UnsupportedError for sizes that no picture with this grid can have."""
+        sizes = tuple(self.method.smaller_grids(grid))
+        if not sizes or any(not (0 < rows <= grid[0] and 0 < columns <= grid[1]) for rows, columns in sizes):
+            raise UnsupportedError(
+                f"{self.method.label} gave the sizes {sizes} for a picture of {grid}; "
+                f"accepted: at least one, each from (1, 1) to {grid}."
+            )
+        return sizes
 
     def _forward(self, tower: ResizableTower, forward: Callable) -> Callable:
         def smaller(*args: Any, **kwargs: Any) -> Any:

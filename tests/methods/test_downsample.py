@@ -1,6 +1,7 @@
 """Downsampling against the models themselves, given the smaller picture by hand; and the sizes of pictures."""
 
 from math import prod
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,12 @@ import coremat
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.methods.downsample import Downsample, same_shape
 from coremat.models.image_views import plain_views
-from coremat.models.resizable_towers import resized
+from coremat.models.resizable_towers import clip_towers, resized
 from coremat.runtime.smaller_views import fit
 from coremat.testing.answers import answer
 from coremat.testing.dense_reference import merged_states
 from coremat.testing.families import FAMILIES
-from coremat.testing.families.family import IMAGE, VIDEO
+from coremat.testing.families.family import IMAGE, VIDEO, WIDE
 from coremat.testing.families.qwen import GRIDS, MERGE, PATCH
 
 # Of each family and batch, at a budget: the rows and columns of each view, and the image tokens that stay.
@@ -158,6 +159,21 @@ def test_tiles_of_llava_next_lose_their_padding_and_keep_newlines_of_rows_that_s
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_images_with_nothing_between_them_have_views_of_their_own():
+    """For LLaVA-NeXT they count as one: 16 tokens of 2 x 2 tiles, and 14 of 1 x 2, whose rows have 4 places."""
+    family = FAMILIES["llava_next"]
+    model, inputs = family.model(), family.inputs([[1, IMAGE, WIDE, 31]], torch.float32)
+    found, stay = reaching(model, inputs, 10)
+    assert stay == [3, 7, 9, 13, 15, 19, 26, 28, 29]
+    inner, views = model.model, smaller(inputs["pixel_values"][1, :3], 14, 14)
+    seen = inner.vision_tower(views, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2]
+    wanted = torch.cat([inner.multi_modal_projector(seen[:, 1]), inner.image_newline[None]])
+    torch.testing.assert_close(found[5:], wanted, atol=1e-5, rtol=1e-4)
+    assert reaching(model, inputs, 8)[1] == [0, 1, 2, 3, 16, 17, 18, 19]
+    assert reaching(model, inputs, 1)[1] == [19]
+
+
 def test_a_budget_below_all_tiles_shows_the_whole_view():
     model, inputs = FAMILIES["llava_next"].model(), FAMILIES["llava_next"].batch("one")
     assert reaching(model, inputs, 4)[1] == [0, 1, 2, 3]
@@ -288,6 +304,23 @@ def test_families_that_mix_places_behind_the_tower_are_refused():
         coremat.apply(FAMILIES["llava_onevision"].model(), "downsample"),
     ):
         pass
+
+
+def test_a_tower_that_is_not_known_to_interpolate_is_not_resized():
+    assert clip_towers(SimpleNamespace(model_type="pixtral", patch_size=16), object()) == ()
+
+
+@pytest.mark.parametrize("sizes", [(), ((0, 2),), ((4, 4), (2, 5))])
+def test_sizes_that_a_picture_cannot_have_are_refused(model, sizes):
+    class Wrong(Downsample):
+        def smaller_grids(self, grid):
+            return sizes
+
+    with (
+        coremat.apply(model, Wrong(tokens=5)),
+        pytest.raises(UnsupportedError, match=r"sizes .* for a picture of \(4, 4\); accepted: at least one"),
+    ):
+        model.generate(**FAMILIES["llava"].batch("one"), max_new_tokens=1)
 
 
 @pytest.mark.parametrize("tokens", [0, 1.5, "knee", "all"])
