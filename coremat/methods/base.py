@@ -70,7 +70,8 @@ class Method:
     """Base of all methods. A slot that raises NotImplementedError here is called only where a method overrides it.
 
     name: what is typed; summary, paper, departures: what `coremat list methods` prints; needs: what a model has to have
-    and not every family has, of `Adapter.provides` ("class token"); timing_only: its answers mean nothing.
+    and not every family has, of `Adapter.provides` ("class token", "resizable tower"); timing_only: its answers mean
+    nothing.
     """
 
     name: ClassVar[str] = ""
@@ -105,6 +106,11 @@ class Method:
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         """The same on the embeddings of one image, behind the projector."""
+        raise NotImplementedError
+
+    def smaller_grids(self, grid: tuple[int, int]) -> Sequence[tuple[int, int]]:
+        """For a stage at 0, in place of the two slots above: the sizes (rows, columns of tokens) that a picture with
+        `grid` may have, the largest first. The largest that the budget allows is what the vision tower sees."""
         raise NotImplementedError
 
     def score(self, stage: Stage, layer: LayerView) -> torch.Tensor:

@@ -12,7 +12,16 @@ from coremat.methods.base import Method, Reduction, Stage
 from coremat.methods.registry import with_options
 from coremat.methods.views import ImageView, LayerView
 
-TOKEN_SLOTS = ("stages", "tower_layers", "before_projector", "before_decoder", "score", "counted_by", "recycle")
+TOKEN_SLOTS = (
+    "stages",
+    "tower_layers",
+    "before_projector",
+    "before_decoder",
+    "smaller_grids",
+    "score",
+    "counted_by",
+    "recycle",
+)
 NEURON_SLOTS = ("neurons", "neuron_count", "prefill_neurons_from", "shares_neurons", "decode_ffn")
 
 
@@ -67,6 +76,9 @@ class Joined(Method):
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         return self.tokens.before_decoder(_for_tokens(image), keep)
+
+    def smaller_grids(self, grid: tuple[int, int]) -> Sequence[tuple[int, int]]:
+        return self.tokens.smaller_grids(grid)
 
     def score(self, stage: Stage, layer: LayerView) -> torch.Tensor:
         return self.tokens.score(stage, layer.of(layer.state.tokens))

@@ -10,6 +10,8 @@ from torch import nn
 from coremat.errors import DataError, UnsupportedError
 from coremat.hooks import Hooks
 from coremat.models.grids import Grids, images_of, taken
+from coremat.models.image_views import ImageViews, plain_views
+from coremat.models.resizable_towers import ResizableTower
 from coremat.models.shape import DecoderShape
 from coremat.tensors import take
 
@@ -96,7 +98,14 @@ class Adapter(ABC):
     @property
     def provides(self) -> frozenset[str]:
         """What methods may say that they need (`Method.needs`) and not every family has."""
-        return frozenset() if self.vision_layers is None else frozenset({"class token"})
+        there = {"class token": self.vision_layers is not None, "resizable tower": bool(self.resizable_towers)}
+        return frozenset(name for name, found in there.items() if found)
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        """The vision towers, images' first, as what takes smaller pictures; () where what comes behind a tower mixes
+        places that are no square of patches."""
+        return ()
 
     @property
     def feature_layer(self) -> int:
@@ -155,6 +164,10 @@ class Adapter(ABC):
     def video_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
         """The same for the video placeholder, of families that have one."""
         return ()
+
+    def image_views(self, grids: Sequence[Grids], inputs: Mapping[str, Any]) -> list[ImageViews]:
+        """The views that the tokens of each image or video come from. grids: of `image_grids`, with the same inputs."""
+        return [plain_views(own) for own in grids]
 
     def narrow_additions(self, hooks: Hooks, kept: Callable[[], torch.Tensor | None]) -> None:
         """Let what the decoder adds between its layers be cut to the tokens that are left.

@@ -4,20 +4,29 @@ layers with a sliding window for each that sees all.
 Pruned prompts count their window in columns that are left, so tokens are pruned only while nothing reaches beyond it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
+from math import isqrt
 from typing import Any
 
 import torch
 
 from coremat.models.adapter import Adapter, Rotary
 from coremat.models.grids import Grids, view
+from coremat.models.resizable_towers import PixelTower, ResizableTower
 
 
 class Gemma3Adapter(Adapter):
     @property
     def vision(self) -> tuple[Any, Any]:
         return self.model.model.vision_tower, self.model.model.multi_modal_projector
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        """A token is the mean of a square of patches."""
+        vision = self.model.config.vision_config
+        merged = vision.image_size // vision.patch_size // isqrt(self.image_tokens)
+        return (PixelTower(self.vision[0], (vision.patch_size,) * 2, merged, interpolate_pos_encoding=True),)
 
     @property
     def image_tokens(self) -> int:

@@ -4,13 +4,14 @@ Headers, line breaks and the fence before each header are text and stay. A fence
 tile; so between two tiles of an image there is one, and between the last of one image and the first of the next two.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
 import torch
 
 from coremat.models.grids import Grids, view
+from coremat.models.resizable_towers import PixelTower, ResizableTower
 from coremat.models.runs import Runs, RunsAdapter, square_patches
 
 
@@ -18,6 +19,11 @@ class Idefics3Adapter(RunsAdapter):
     @property
     def vision(self) -> tuple[Any, Any]:
         return self.model.model.vision_model, self.model.model.connector
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        config = self.model.config
+        return (PixelTower(self.vision[0], (config.vision_config.patch_size,) * 2, config.scale_factor),)
 
     @property
     def tile_tokens(self) -> int:

@@ -4,7 +4,7 @@ Each image has a token before it and one behind it, which are text and stay. A v
 and to its adapter: one for each frame.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from math import prod
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from coremat.models.grids import Grid, Grids
+from coremat.models.resizable_towers import PixelTower, ResizableTower
 from coremat.models.runs import Runs, RunsAdapter
 
 
@@ -24,6 +25,12 @@ class InternVLAdapter(RunsAdapter):
         config = self.model.config
         (height, width), (tall, wide) = config.vision_config.image_size, config.vision_config.patch_size
         return int(height // tall * config.downsample_ratio), int(width // wide * config.downsample_ratio)
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        config = self.model.config
+        merged = round(1 / config.downsample_ratio)
+        return (PixelTower(self.vision[0], tuple(config.vision_config.patch_size), merged),)
 
     def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
         return repeat((self.tile,))

@@ -1,11 +1,12 @@
 """LLaVA-1.5 (`model_type` "llava"): CLIP tower, MLP projector, a Llama-like decoder; every image has as many tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
 from coremat.models.adapter import Adapter, refuse_window
 from coremat.models.grids import Grids, view
+from coremat.models.resizable_towers import ResizableTower, clip_towers
 
 
 class LlavaAdapter(Adapter):
@@ -23,6 +24,10 @@ class LlavaAdapter(Adapter):
         if getattr(self.model.config.vision_config, "model_type", "") != "clip_vision_model":
             return None
         return getattr(tower, "vision_model", tower).encoder.layers
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        return clip_towers(self.model.config.vision_config, self.model.model.vision_tower)
 
     @property
     def feature_layer(self) -> int:

@@ -5,7 +5,7 @@ cut there, for images may stand side by side. A video is a run of its own id: po
 nothing between them count as one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from math import sqrt
 from typing import Any
@@ -14,11 +14,17 @@ import torch
 
 from coremat.models.grids import ONE_TOKEN, Grid, Grids, given, view
 from coremat.models.llava_next import LlavaNextAdapter
+from coremat.models.resizable_towers import ResizableTower
 from coremat.models.runs import Runs
 
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
     takes_videos = True
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        """None: many tiles, and the frames of videos, are scaled down behind the tower, each place from several."""
+        return ()
 
     @property
     def pooled_frame(self) -> int:

@@ -4,11 +4,12 @@ An image, or a video, is what lies between one start and one end mark: one run o
 the full length by themselves: they are counted once per prompt, and the three axes are merged before the layers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from coremat.models.adapter import Adapter, refuse_sliding_layers
 from coremat.models.grids import Grids, given
+from coremat.models.resizable_towers import PatchTower, ResizableTower
 
 
 class Qwen2VLAdapter(Adapter):
@@ -22,6 +23,12 @@ class Qwen2VLAdapter(Adapter):
     def vision(self) -> tuple[Any, Any]:
         tower = self.model.model.visual
         return tower, tower.merger
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        vision = self.model.config.vision_config
+        patch = (vision.patch_size,) * 2
+        return (PatchTower(self.vision[0], patch, vision.spatial_merge_size, vision.temporal_patch_size),)
 
     @property
     def plain_positions(self) -> bool:

@@ -5,13 +5,14 @@ class token; how many frames a video has only its run tells (the released model 
 nothing between them count as one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
 import torch
 
 from coremat.models.grids import Grids, view
+from coremat.models.resizable_towers import ResizableTower, clip_towers
 from coremat.models.runs import Runs, RunsAdapter, square_patches
 
 
@@ -46,6 +47,10 @@ class VideoLlavaAdapter(RunsAdapter):
     def vision(self) -> tuple[Any, Any]:
         inner = self.model.model
         return Towers(inner.image_tower, inner.video_tower), inner.multi_modal_projector
+
+    @property
+    def resizable_towers(self) -> Sequence[ResizableTower]:
+        return clip_towers(self.model.config.vision_config, *self.vision[0].towers)
 
     @property
     def image_tokens(self) -> int:

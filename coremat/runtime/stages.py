@@ -33,7 +33,7 @@ def check_stages(method: Method, adapter: Adapter) -> list[Stage]:
                 f"{method.label} restarts positions, which have several axes in {type(adapter.model).__name__}; "
                 "accepted: positions original, auto."
             )
-        needed = ("score",) if stage.after else ("before_projector", "before_decoder")
+        needed = ("score",) if stage.after else ("before_projector", "before_decoder", "smaller_grids")
         if not any(map(method.takes, needed)):
             raise ConfigError(f"{method.label} has a stage after {stage.after} layers and no {' or '.join(needed)}.")
     return stages

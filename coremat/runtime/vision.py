@@ -1,5 +1,5 @@
-"""Image tokens chosen before the decoder: at the projector, where the vision tower shows what matters, or at the
-decoder's input, where an image is a list of embeddings.
+"""Image tokens chosen before the decoder: by the size of the picture, before the vision tower; at the projector, where
+the tower shows what matters; or at the decoder's input, where an image is a list of embeddings.
 
 What a method keeps may hold something new (merged or pooled vectors); the other places leave the sequence before layer
 0. A sequence's budget is shared out over its images by their size.
@@ -18,15 +18,18 @@ from coremat.methods.base import Method, Reduction, Stage
 from coremat.methods.budget import budget, share_out
 from coremat.methods.views import ImageView, TowerView
 from coremat.models.adapter import Adapter
-from coremat.models.grids import Grids
+from coremat.models.grids import Grids, images_of
 from coremat.runtime.prompt import Prompt
 from coremat.runtime.reductions import check_reduction
+from coremat.runtime.smaller_views import SmallerViews
 
 
 @dataclass(frozen=True)
 class ImageShare:
-    """One image or video of a prompt: its tokens, how many of them stay (None: the method's own rule), its grids."""
+    """One image or video of a prompt: its placeholder id, its tokens, how many of them stay (None: the method's own
+    rule), its grids."""
 
+    kind: int
     tokens: int
     keep: int | None
     grids: Grids
@@ -37,7 +40,8 @@ class BeforeDecoder:
 
     def __init__(self, adapter: Adapter, method: Method, stage: Stage, state: Any) -> None:
         self.adapter, self.method, self.stage, self._state = adapter, method, stage, state
-        self.at_projector = method.takes("before_projector")
+        self._smaller = SmallerViews(adapter, method) if method.takes("smaller_grids") else None
+        self.at_projector = self._smaller is None and method.takes("before_projector")
         self._shares: list[ImageShare] = []  # of the prompts that were announced, in the order of their images
         self._tower: dict[tuple[int, str], torch.Tensor] = {}
         self._class_token: torch.Tensor | None = None
@@ -50,6 +54,8 @@ class BeforeDecoder:
             )
 
     def install(self, hooks: Hooks) -> None:
+        if self._smaller is not None:
+            self._smaller.install(hooks)
         if not self.at_projector:
             return
         layers = list(self.adapter.vision_layers or ())
@@ -65,18 +71,23 @@ class BeforeDecoder:
 
     def announce(self, input_ids: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """The prompts whose images come next: int64 [B, S], and the arguments that came with them."""
-        index = self.adapter.visual_index(input_ids).cpu()
+        index, ids = self.adapter.visual_index(input_ids).cpu(), input_ids.cpu()
         grids = iter(self.adapter.image_grids(input_ids, inputs))
-        self._shares = [share for row in index for share in self._shares_of(row, grids)]
+        self._shares = [share for row in zip(ids, index, strict=True) for share in self._shares_of(*row, grids)]
+        if self._smaller is not None:
+            keeps = [share.tokens if share.keep is None else share.keep for share in self._shares]
+            kinds = [share.kind for share in self._shares]
+            self._smaller.announce([share.grids for share in self._shares], kinds, keeps, inputs)
 
-    def _shares_of(self, index: torch.Tensor, grids: Iterator[Grids]) -> list[ImageShare]:
-        """index: [S], the image of each token of one prompt."""
-        sizes = index[index >= 0].bincount().tolist()
+    def _shares_of(self, ids: torch.Tensor, index: torch.Tensor, grids: Iterator[Grids]) -> list[ImageShare]:
+        """ids, index: [S], the tokens of one prompt and the image of each."""
+        images = list(images_of(ids[None], index[None]))
+        sizes = [size for _, size in images]
         if isinstance(self.stage.keep, str) or not sizes:
             keeps: Sequence[int | None] = [None] * len(sizes)
         else:
             keeps = share_out(max(len(sizes), budget(self.stage.keep, sum(sizes))), sizes, least=1)
-        return [ImageShare(size, keep, next(grids)) for size, keep in zip(sizes, keeps, strict=True)]
+        return [ImageShare(*image, keep, next(grids)) for image, keep in zip(images, keeps, strict=True)]
 
     # --- at the projector ---------------------------------------------------------------------------------------
 
@@ -157,6 +168,8 @@ class BeforeDecoder:
         if self.at_projector:
             return self._reductions[image]
         share = self._shares[image]
+        if self._smaller is not None:
+            return self._checked(Reduction(self._smaller.kept[image]), share, own)
         view = ImageView(own, share.grids, state=self._state)
         return self._checked(self.method.before_decoder(view, share.keep), share, own)
 

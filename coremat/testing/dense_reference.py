@@ -13,6 +13,7 @@ in the prefill and while decoding, and at which positions, is worked out again f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,7 +43,8 @@ class Choice:
 
     valid: bool [B, S], the real tokens; images: int64 [B, S], the image of each token, -1 for others; stages: by the
     layers before it, what each stage left, bool [B, S]; neurons: by layer, int64 [B or 1, m]; merged: by the layers
-    before it, what each stage merged; seeds: of what is drawn at random, one per sequence.
+    before it, what each stage merged; seeds: of what is drawn at random, one per sequence; towers: by tower, what its
+    calls gave, where the method makes pictures smaller.
     """
 
     valid: torch.Tensor
@@ -51,6 +53,7 @@ class Choice:
     neurons: Mapping[int, torch.Tensor]
     merged: Mapping[int, Merged] = field(default_factory=dict)
     seeds: Sequence[int] = ()
+    towers: Mapping[nn.Module, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def keep(self) -> torch.Tensor:
@@ -58,29 +61,51 @@ class Choice:
         return self.stages[max(self.stages)] if self.stages else self.valid
 
 
-def chosen(session: Session, merged: Mapping[int, Merged] | None = None) -> Choice:
-    """What the session chose for the prompt that it read last. merged: of `merged_states`, for methods that merge."""
+class MergedStates(dict[int, Merged]):
+    """By the layers before each stage what it merged, of the prompt read last; `towers`: see `Choice`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers: dict[nn.Module, list[Any]] = {}
+
+
+def chosen(session: Session, merged: MergedStates | None = None) -> Choice:
+    """What the session chose for the prompt that it read last. merged: of `merged_states`, for methods that merge or
+    make pictures smaller."""
     prompt = session.prompt
     size = prompt.valid.shape[1]
     stages = {s.stage.after: s.kept.in_prompt(size) for s in prompt.segments if s.stage is not None}
-    return Choice(prompt.valid, prompt.image_index, stages, dict(prompt.neurons), dict(merged or {}), prompt.seeds)
+    towers = {} if merged is None else merged.towers
+    neurons = dict(prompt.neurons)
+    return Choice(prompt.valid, prompt.image_index, stages, neurons, dict(merged or {}), prompt.seeds, towers)
 
 
 @contextmanager
-def merged_states(session: Session) -> Iterator[dict[int, Merged]]:
-    """Inside the block of the session: what its stages merge, by the layers before each, of the prompt read last."""
-    merged: dict[int, Merged] = {}
+def merged_states(session: Session) -> Iterator[MergedStates]:
+    """Inside the block of the session: what its stages merge, and what the towers make of smaller pictures."""
+    merged = MergedStates()
     hooks = _MergedHooks(session, merged)
     handles = [
         session.layers[after].register_forward_pre_hook(hook, prepend=prepend, with_kwargs=True)
         for after in hooks.places
         for prepend, hook in ((True, hooks.before), (False, hooks.behind(after)))
     ]
+    if session.method.takes("smaller_grids"):
+        handles += [
+            tower.module.register_forward_hook(_see(merged.towers)) for tower in session.adapter.resizable_towers
+        ]
     try:
         yield merged
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _see(towers: dict[nn.Module, list[Any]]) -> Callable:
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        towers.setdefault(module, []).append(copy(output))  # models write into what a tower gave
+
+    return hook
 
 
 class _MergedHooks:
@@ -146,6 +171,8 @@ class _Reference:
 
     def install(self, hooks: Hooks) -> None:
         hooks.before(self.adapter.decoder, self._begin)
+        for tower, outputs in self.choice.towers.items():
+            hooks.after(tower, self._replay(iter(outputs)))
         for number, layer in enumerate(self.adapter.layers):
             if self.stages:
                 hooks.before(layer, self._hide(number))
@@ -158,6 +185,11 @@ class _Reference:
             if self.method.takes("edit_cache"):
                 hooks.before(self.adapter.ffn(layer).down_proj, self._see_activations)
                 hooks.after(layer, self._edit(number))
+
+    def _replay(self, outputs: Iterator[Any]) -> Callable:
+        """What the tower makes of a smaller picture, in place of what it makes here: the first layer's tokens get it
+        by `merged` too, and what a decoder adds between its layers by this alone."""
+        return lambda module, args, kwargs, output: copy(next(outputs))
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.prefill = _is_prefill(kwargs.get("past_key_values"))

@@ -228,6 +228,9 @@ class KeepsEverything(Method):
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         return self.method.before_decoder(image, keep)
 
+    def smaller_grids(self, grid: tuple[int, int]) -> Sequence[tuple[int, int]]:
+        return self.method.smaller_grids(grid)
+
     def score(self, stage: Stage, layer: LayerView) -> torch.Tensor:
         return self.method.score(stage, layer)
 

@@ -156,13 +156,21 @@ def eval_table(record: Record) -> Table:
     """The table of an evaluation: the methods side by side, task by task."""
     tasks = list(dict.fromkeys(row.task for row in record.rows))
     rows = sorted(record.rows, key=lambda row: tasks.index(row.task))
+    divided = any(row.hard_samples is not None for row in rows)
+    columns = (*EVAL_COLUMNS, HARD_COLUMN) if divided else EVAL_COLUMNS
     return Table(
         title=f"{record.model}: methods side by side",
-        columns=tuple(column for column, _ in EVAL_COLUMNS),
-        rows=tuple(tuple(show(record, row) for _, show in EVAL_COLUMNS) for row in rows),
+        columns=tuple(column for column, _ in columns),
+        rows=tuple(tuple(show(record, row) for _, show in columns) for row in rows),
         raw_names=ROW_FIELDS,
         raw=tuple(tuple(asdict(row).values()) for row in rows),
-        notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows), *_remarks(record.config)),
+        notes=(
+            EVAL_NOTE,
+            *_hard_notes(record),
+            _times_note(record),
+            *_flops_notes(record, rows),
+            *_remarks(record.config),
+        ),
         section=1,
     )
 
@@ -198,7 +206,9 @@ def _of(part: str, whole: str, sign: str) -> str:
     return f"{part}{sign}{whole}" if part or whole else ""
 
 
-EVAL_COLUMNS: tuple[tuple[Column, Callable[[Record, Row], str]], ...] = (
+EvalColumn = tuple[Column, Callable[[Record, Row], str]]
+
+EVAL_COLUMNS: tuple[EvalColumn, ...] = (
     (Column("method", numeric=False), lambda _, row: row.method),
     (Column("task", numeric=False), lambda _, row: row.task),
     (Column("metric", numeric=False), lambda _, row: row.metric),
@@ -213,12 +223,23 @@ EVAL_COLUMNS: tuple[tuple[Column, Callable[[Record, Row], str]], ...] = (
     (Column("select\nms"), lambda _, row: significant(row.selection_ms)),
     (Column("agree\n%"), lambda _, row: fixed(row.agreement_with_dense)),
 )
+HARD_COLUMN: EvalColumn = (Column("hard\n%"), lambda _, row: fixed(row.hard_score))  # where questions were divided
 
 EVAL_NOTE = (
     "score: mean ± standard error, in per cent (MME: points; a judge's scores of answers on videos: 0 to 5); "
     "image tokens: seen → kept; neurons: per decoder layer; first token: from the start of generate, vision tower "
     "included, over the batch's rows; agree: answers equal to those of dense."
 )
+
+
+def _hard_notes(record: Record) -> tuple[str, ...]:
+    """What the hard questions are, and how many each metric has, where any question was divided."""
+    counts = {(row.task, row.metric): row.hard_samples for row in record.rows if row.hard_samples is not None}
+    if not counts:
+        return ()
+    listed = ", ".join(f"{count(number)} in {task} ({metric})" for (task, metric), number in counts.items())
+    by = record.config.get("hard_by")
+    return (f"hard: score on the questions that dense gets right, with a full score, and {by} does not: {listed}.",)
 
 
 def _times_note(record: Record) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from coremat.names import DENSE
 from coremat.results.record.eval import Row
 from coremat.results.statistics import standard_error
-from coremat.tasks.catalogue import SCALES, TaskInfo
+from coremat.tasks.catalogue import PERCENT, SCALES, TaskInfo
+from coremat.tasks.run.hard import hard_questions, hard_score, values
 from coremat.tasks.run.lines import Line
 
 MEANS = ("image_tokens", "image_tokens_kept", "neurons", "neurons_kept", "prefill_tflops", "kv_cache_mib")
@@ -77,19 +78,43 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def make_rows(lines: Iterable[Line], metrics: Sequence[Metric]) -> tuple[Row, ...]:
-    """One row per metric, over the samples that have it; over all of the task if it is not scored sample by sample."""
+def make_rows(lines: Iterable[Line], metrics: Sequence[Metric], downsampled: str | None = None) -> tuple[Row, ...]:
+    """One row per metric, over the samples that have it; over all of the task if it is not scored sample by sample.
+
+    downsampled: the method, as typed, whose wrong answers tell the hard questions; None: no question is hard or easy.
+    """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["method"], line["task"]), []).append(line)
-    return tuple(_row(one, _lines(groups, one.method, one), _lines(groups, DENSE, one)) for one in metrics)
+    whole = {(one.task, one.name): one for one in metrics if one.method == DENSE}
+    rows = []
+    for one in metrics:
+        own, dense = (_lines(groups, method, one) for method in (one.method, DENSE))
+        smaller = [] if downsampled is None else _lines(groups, downsampled, one)
+        hard = _hard(whole.get((one.task, one.name)), own, dense, smaller)
+        rows.append(_row(one, own, dense, hard))
+    return tuple(rows)
 
 
 def _lines(groups: Mapping[tuple[str, str], list[Line]], method: str, metric: Metric) -> list[Line]:
     return [line for task in metric.tasks for line in groups.get((method, task), [])]
 
 
-def _row(metric: Metric, lines: list[Line], dense: list[Line]) -> Row:
+def _hard(metric: Metric | None, own: list[Line], dense: list[Line], smaller: list[Line]) -> dict[str, Any]:
+    """A method's score on the hard questions, and their number. metric: of dense; a mean of tasks divides nothing, nor
+    does a score that is no mean of shares, in per cent: a sum of points has no full score."""
+    if metric is None or len(metric.tasks) > 1:
+        return {}
+    whole, downsampled = values(dense, metric.name), values(smaller, metric.name)
+    factor = _factor(metric, list(whole.values()))
+    if not downsampled or factor is None or metric.scaled(factor) != PERCENT:
+        return {}
+    hard = hard_questions(whole, downsampled)
+    score = hard_score(values(own, metric.name), hard)
+    return {"hard_score": None if score is None else PERCENT * score, "hard_samples": len(hard)}
+
+
+def _row(metric: Metric, lines: list[Line], dense: list[Line], hard: Mapping[str, Any]) -> Row:
     chosen = [line for line in lines if metric.name in line["scores"]] or lines
     return Row(
         method=metric.method,
@@ -99,6 +124,7 @@ def _row(metric: Metric, lines: list[Line], dense: list[Line]) -> Row:
         stderr=_stderr(metric, chosen),
         samples=len(chosen),
         agreement_with_dense=_agreement(chosen, dense),
+        **hard,
         **{name: _reduced(fmean, chosen, name) for name in MEANS},
         **{name: _reduced(median, chosen, name) for name in MEDIANS},
     )
@@ -111,10 +137,14 @@ def _reduced(reduce: Callable[[list[float]], float], lines: list[Line], name: st
 
 def _stderr(metric: Metric, lines: list[Line]) -> float | None:
     """Only of a metric that is the mean of its samples' values, as a share or in per cent."""
-    values = [line["scores"][metric.name] for line in lines if metric.name in line["scores"]]
-    factor = next((one for one in (1, 100) if values and math.isclose(one * fmean(values), metric.value)), None)
-    error = standard_error(values)
+    found = list(values(lines, metric.name).values())
+    error, factor = standard_error(found), _factor(metric, found)
     return None if error is None or factor is None else metric.scaled(error * factor)
+
+
+def _factor(metric: Metric, found: Sequence[float]) -> int | None:
+    """What makes the mean of its samples' values the metric's: 1, 100 for per cent, or None if nothing does."""
+    return next((one for one in (1, 100) if found and math.isclose(one * fmean(found), metric.value)), None)
 
 
 def _agreement(lines: list[Line], dense: list[Line]) -> float | None:

@@ -19,6 +19,7 @@ from coremat.environment import environment
 from coremat.methods.base import Method
 from coremat.models.known import known_name
 from coremat.models.load import LoadedModel
+from coremat.names import DOWNSAMPLE
 from coremat.progress import Progress, Step
 from coremat.results.record.eval import SCHEMA, Record
 from coremat.results.tables.eval import write_tables
@@ -181,16 +182,22 @@ class _Run:
             "flops_convention": CONVENTION,
             "prompt_tokens": {task.name: _mean_prompt(lines, task.name) for task in self.tasks},
             "own_scale": own_scales(metrics),
+            "hard_by": self.downsampled,
             "skipped": dict(skipped),
             "broken": _broken(lines),
             "in_smaller_batches": sum(line["smaller_batch"] for line in lines),
             "notes": {name.removeprefix(FOREIGN): info.caveat for name, info in infos.items() if info.caveat},
         }
         where = environment(self.loaded.device, self.loaded.dtype)
-        record = Record(self.loaded.name, make_rows(lines, metrics), config, where)
+        record = Record(self.loaded.name, make_rows(lines, metrics, self.downsampled), config, where)
         record.write(output)
         write_tables(record, output)
         return record
+
+    @property
+    def downsampled(self) -> str | None:
+        """The method, as typed, that makes pictures smaller: the first of several."""
+        return next((typed for typed, method in self.methods.items() if method.label == DOWNSAMPLE), None)
 
     def ask_all(self) -> tuple[list[Line], list[Metric]]:
         """The complete lines in the order of the run, and the scores; with several ranks every answer is there."""

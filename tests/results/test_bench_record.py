@@ -59,7 +59,7 @@ def test_record_comes_back_from_folder_and_file(tmp_path, made):
 def test_written_names_are_the_agreed_ones(tmp_path):
     written = json.loads(record(ROW, memory=(MEMORY,)).write(tmp_path).read_text())
     assert list(written) == ["schema", "kind", "model", "rows", "memory", "config", "environment"]
-    assert (written["schema"], written["kind"]) == (2, "bench")
+    assert (written["schema"], written["kind"]) == (3, "bench")
     assert " ".join(written["rows"][0]) == (
         "method decoder phase batch_size layers prompt_tokens image_tokens image_tokens_kept neurons neurons_kept "
         "new_tokens samples_ms projected_ms flops flops_counted bytes limit_ms limit_speedup"
@@ -156,7 +156,7 @@ def test_missing_field_of_an_entry_is_named(tmp_path, part, names, which):
     ("changes", "message"),
     [
         ({"kind": "eval"}, "of kind 'eval', and one of kind 'bench' is needed"),
-        ({"schema": 3}, "has schema 3, and this coremat reads schemas 1 and 2: update coremat"),
+        ({"schema": 4}, "has schema 4, and this coremat reads schemas 1, 2 and 3: update coremat"),
         ({"rows": [asdict(ROW), asdict(ROW) | {"projected_ms": 1.0}]}, "row 2: samples_ms has 4 times and projected"),
         ({"memory": [7]}, "memory 1 is 7, and must be an object"),
         ({"memory": [asdict(MEMORY) | {"peak_gb": "all"}]}, "memory 1: peak_gb is 'all'"),

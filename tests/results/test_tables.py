@@ -49,6 +49,7 @@ FULL = Row(
     selection_ms=1.23456,
     agreement_with_dense=97.8543,
 )
+HARD = replace(FULL, hard_score=61.2345, hard_samples=49)
 EMPTY = Row(method="dense", task="shapes", metric="exact_match", samples=0)
 CONFIG = {"flops_convention": "2*MAC", "prompt_tokens": 166.25}
 
@@ -98,7 +99,7 @@ def test_cells_of_a_full_row():
 
 def test_what_was_not_measured_is_empty():
     assert eval_table(record(EMPTY)).rows == (("dense", "shapes", "exact_match", "", "0", *[""] * 8),)
-    assert to_csv(eval_table(record(EMPTY))).splitlines()[1] == "dense,shapes,exact_match,,,0" + "," * 10
+    assert to_csv(eval_table(record(EMPTY))).splitlines()[1] == "dense,shapes,exact_match,,,0" + "," * 12
 
 
 def test_score_without_error_and_half_counts():
@@ -112,6 +113,34 @@ def test_methods_stand_side_by_side_within_a_task():
     assert [row[1] for row in table.rows] == ["easyvqa"] * 6 + ["shapes"] * 6
     assert [row[0] for row in table.rows] == list(METHODS) * 2
     assert [row[:2] for row in table.raw] == [row[:2] for row in table.rows]
+
+
+def test_a_note_names_the_hard_questions_once():
+    rows = [
+        replace(HARD, method=m, task=t, hard_samples=n) for m in METHODS for t, n in (("easyvqa", 0), ("shapes", 49))
+    ]
+    (note,) = [n for n in eval_table(record(*rows, hard_by="downsample:tokens=16")).notes if n.startswith("hard")]
+    assert "dense gets right, with a full score, and downsample:tokens=16 does not" in note
+    assert note.endswith(": 0 in easyvqa (exact_match), 49 in shapes (exact_match).")
+
+
+def test_the_score_on_hard_questions_is_the_last_column_in_every_form():
+    table = eval_table(record(HARD, replace(HARD, method="dense", hard_score=None), hard_by="downsample"))
+    assert [row[-1] for row in table.rows] == ["61.2", ""]
+    shown = to_markdown(table).splitlines()
+    assert shown[2].endswith("| agree % | hard % |")
+    assert shown[4].endswith("| 97.9 | 61.2 |")
+    assert any(line.startswith("- hard: score on the questions") for line in shown)
+    head, first, second = csv.reader(io.StringIO(to_csv(table)))
+    assert head[-2:] == ["hard_score", "hard_samples"]
+    assert (first[-2:], second[-2:]) == (["61.2345", "49"], ["", "49"])
+    assert "97.9 & 61.2" in to_latex(table)
+
+
+def test_where_no_question_was_divided_there_is_no_column_and_no_note():
+    table = eval_table(record(EMPTY, hard_by=None))
+    assert table.columns[-1].heading == "agree\n%"
+    assert not any(note.startswith("hard") for note in table.notes)
 
 
 def test_notes_state_flops_device_and_prompt():

@@ -35,6 +35,60 @@ def test_means_medians_errors_and_agreement() -> None:
     assert (dense.agreement_with_dense, core.agreement_with_dense) == (100, pytest.approx(100 / 3))
 
 
+# Of ten questions: dense gets the first six right, the smaller picture 0, 1 and 9; so 2 to 5 are hard.
+SCORES = {
+    "dense": [1, 1, 1, 1, 1, 1, 0, 0, 0, 0.5],
+    "small": [1, 1, 0, 0.5, 0, 0.9, 0, 0, 0, 1],
+    "core": [1, 0, 1, 0.5, 0, 1, 1, 1, 1, 1],
+}
+
+
+def hard_rows(
+    scores: dict[str, list[float]], downsampled: str | None, scale: float | None = 100.0, factor: float = 1.0
+) -> list[tuple[float | None, float | None]]:
+    lines = [make_line(m, doc, "a", {"f1": value}) for m, own in scores.items() for doc, value in enumerate(own)]
+    metrics = [Metric(method, ("t",), "t", "f1", factor * fmean(own), scale) for method, own in scores.items()]
+    return [(row.hard_score, row.hard_samples) for row in make_rows(lines, metrics, downsampled)]
+
+
+def test_hard_questions_are_those_that_dense_gets_right_and_a_smaller_picture_wrong() -> None:
+    dense, small, core = hard_rows(SCORES, "small")
+    assert dense == (100, 4)
+    assert small == (pytest.approx(100 * (0 + 0.5 + 0 + 0.9) / 4), 4)
+    assert core == (pytest.approx(100 * (1 + 0.5 + 0 + 1) / 4), 4)
+
+
+def test_what_is_in_per_cent_already_is_divided_too() -> None:
+    assert hard_rows(SCORES, "small", scale=1.0, factor=100.0) == hard_rows(SCORES, "small")
+
+
+@pytest.mark.parametrize(
+    ("scores", "downsampled", "scale", "factor"),
+    [
+        (SCORES, None, 100.0, 1.0),
+        (SCORES, "absent", 100.0, 1.0),
+        ({method: own for method, own in SCORES.items() if method != "dense"}, "small", 100.0, 1.0),
+        (SCORES, "small", 1.0, 1.0),  # points, which have no full score
+        (SCORES, "small", None, 1.0),  # a scale of lmms-eval's own
+        (SCORES, "small", 100.0, 1.25),  # no mean of the questions' scores
+    ],
+)
+def test_without_both_or_a_full_score_no_question_is_hard(
+    scores: dict[str, list[float]], downsampled: str | None, scale: float | None, factor: float
+) -> None:
+    assert set(hard_rows(scores, downsampled, scale, factor)) == {(None, None)}
+
+
+def test_where_the_smaller_picture_suffices_there_are_no_hard_questions() -> None:
+    assert hard_rows({**SCORES, "small": [1] * 10}, "small") == [(None, 0)] * 3
+
+
+def test_the_mean_of_several_tasks_divides_nothing() -> None:
+    lines = [make_line(m, doc, "a", {"f1": v}) for m, own in SCORES.items() for doc, v in enumerate(own)]
+    metrics = [Metric(m, ("t", "u"), "both", "f1", fmean(own), 100.0) for m, own in SCORES.items()]
+    assert {row.hard_score for row in make_rows(lines, metrics, "small")} == {None}
+
+
 def test_a_metric_of_some_questions_counts_only_those() -> None:
     (row,) = make_rows(LINES, [Metric("dense", ("t",), "t", "f1", 0.75, 100.0)])
     assert (row.samples, row.score, row.image_tokens_kept) == (2, 75, 40)

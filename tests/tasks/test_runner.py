@@ -185,7 +185,7 @@ def test_answers_of_an_older_schema_are_another_run(fake: FakeAnswer, tmp_path: 
     claim.write_text(
         json.dumps({name: value for name, value in json.loads(claim.read_text()).items() if name != "schema"})
     )
-    with pytest.raises(OutputError, match="schema: None there, 2 here"):
+    with pytest.raises(OutputError, match="schema: None there, 3 here"):
         run(tmp_path)
 
 
