@@ -86,7 +86,7 @@ def test_a_cache_may_be_brought(model):
     assert torch.equal(plain.tokens, brought.tokens)
 
 
-# --- nothing is copied while decoding -----------------------------------------------------------------------------------
+# --- nothing is copied while decoding -----------------------------------------------------------------------------
 
 
 def states(columns: int, rows: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
