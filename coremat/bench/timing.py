@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
 
 from coremat.decoding.graph_decoder import GraphDecoder
 from coremat.generate import TokenMarks
@@ -38,15 +38,17 @@ class AnswerTimes:
         return median(steps) if steps else None
 
 
-def timed_generate(adapter: Adapter, session: Session, inputs: Inputs, new_tokens: int) -> AnswerTimes:
-    """Hugging Face's greedy `generate` of exactly `new_tokens`."""
+def timed_generate(adapter: Adapter, session: Session, own_cache: bool, inputs: Inputs, new_tokens: int) -> AnswerTimes:
+    """Hugging Face's greedy `generate` of exactly `new_tokens`, on its own cache or on the session's."""
     marks = Marks(adapter.model.device)
     options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
     options |= {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-    processors = LogitsProcessorList([TokenMarks(marks)])
+    options["logits_processor"] = LogitsProcessorList([TokenMarks(marks)])
+    if own_cache:
+        options["past_key_values"] = DynamicCache(config=adapter.model.config.get_text_config(decoder=True))
     with _marked(adapter, marks), torch.inference_mode():
         marks.mark("start")
-        out = adapter.model.generate(**inputs, **options, logits_processor=processors)
+        out = adapter.model.generate(**inputs, **options)
     return _times(marks, session, _bytes(adapter, out.past_key_values, new_tokens - 1))
 
 

@@ -12,12 +12,13 @@ from coremat.bench.timing import AnswerTimes, Inputs, timed_generate, timed_grap
 from coremat.decoding.graph_decoder import GraphDecoder, why_unsupported
 from coremat.methods.base import Method
 from coremat.models.adapter import Adapter
+from coremat.names import DENSE
 from coremat.offload.accelerate import accelerate_offload
 from coremat.offload.ffn_streaming import offloaded_ffn
+from coremat.results.record.bench import ACCELERATE, EAGER, IN_PLACE, USUAL
 from coremat.runtime.session import Session, apply
 
-EAGER, GRAPH = "eager generate", "graph"
-STREAMED, ACCELERATE = "streamed FFN", "accelerate offload"
+GRAPH, STREAMED = "graph", "streamed FFN"
 WARM_UP_TOKENS = 4  # enough for a copy of core rows to be made, into memory that the answer then finds there
 
 Timed = Callable[[Inputs, int], AnswerTimes]
@@ -54,7 +55,7 @@ class Variant:
                 restore.enter_context(placed)
             session = restore.enter_context(apply(adapter.model, self.method))
             if self.decoder != GRAPH:
-                yield session, partial(timed_generate, adapter, session)
+                yield session, partial(timed_generate, adapter, session, self.decoder in USUAL)
                 return
             decoder = GraphDecoder(adapter.model, session, max(new_tokens, WARM_UP_TOKENS), batch_size)
             yield session, partial(timed_graph, adapter, session, decoder)
@@ -76,11 +77,12 @@ class Variant:
 
 
 def decoders(device: torch.device, adapter: Adapter, method: Method, limit: MemoryLimit | None) -> tuple[str, ...]:
-    """The ways to decode a method here: as users do, and the fastest there is.
+    """The ways to decode a method here: as coremat does and the fastest there is; for dense, as users do, before them.
 
     Where memory is short dense is given to accelerate, as users do, and to the same streams that sparse prefills use.
     """
-    fast = (EAGER, GRAPH) if why_unsupported(adapter) is None else (EAGER,)
+    fast = (IN_PLACE, GRAPH) if why_unsupported(adapter) is None else (IN_PLACE,)
     if limit is not None:
         return fast if method.prunes_neurons else (ACCELERATE, STREAMED)
-    return fast if device.type == "cuda" else (EAGER,)
+    own = fast if device.type == "cuda" else (IN_PLACE,)
+    return (EAGER, *own) if method.label == DENSE else own

@@ -32,7 +32,7 @@ from coremat.methods import registry
 from coremat.methods.base import Method
 from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for, whole_model
-from coremat.runtime.cache import check_cache, shorten
+from coremat.runtime.cache import check_cache, in_place_cache, shorten
 from coremat.runtime.decode_groups import DecodeGroup, groups_of
 from coremat.runtime.input_checks import NO_CACHE, PIXELS, check_continuation, check_generate, read_prompt
 from coremat.runtime.prompt import Prompt
@@ -245,7 +245,8 @@ class Session:
                 try:
                     if self._before is not None and ids is not None and kwargs.get("past_key_values") is None:
                         self._before.announce(ids, kwargs)
-                    return generate(*args, **kwargs)
+                    cache = in_place_cache(self.adapter.model, kwargs)
+                    return generate(*args, **(kwargs if cache is None else kwargs | {"past_key_values": cache}))
                 except ValueError as error:
                     if MISMATCH not in str(error):
                         raise

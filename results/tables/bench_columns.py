@@ -132,6 +132,9 @@ DECODE_COLUMNS = (
     Measure("decode_gflops", "decode\nGFLOPs", _gflop, part=DECODE, exact=True),
     Measure("decode_ms_per_token", "decode\nms/tok", _own("median_ms"), part=DECODE),
     *_against_limit(DECODE),
+    Measure(
+        "decode_speedup_same_cache", "same\ncache x", BenchRecord.speedup_on_same_cache, times, DECODE, optional=True
+    ),
     Measure("decode_speedup_over_hf", "x over\nHF", BenchRecord.speedup_over_usual, times, DECODE, optional=True),
     Measure("decode_tokens_per_second", "tokens\n/s", _own("tokens_per_second"), part=DECODE),
     Measure("decode_gb_per_second", "GB/s", _own("gb_per_second"), part=DECODE),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from coremat.results.paper.printed import SOURCE
-from coremat.results.record.bench import NOISE, USUAL, BenchRecord
+from coremat.results.record.bench import EAGER, IN_PLACE, NOISE, USUAL, BenchRecord
 from coremat.results.record.bench_rows import DECODE, END_TO_END, PREFILL, SELECTION, BenchRow
 from coremat.results.tables.bench_costs import PAPER_TOKENS, of_layers, weights_of
 from coremat.results.tables.eval import count
@@ -57,8 +57,12 @@ def _other_decoders(record: BenchRecord) -> Iterator[str]:
     steps = [row for row in record.rows if row.phase == DECODE]
     pairs = ((row.decoder, dense.decoder) for row in steps if (dense := record.baseline(row)) is not None)
     for own, other in dict.fromkeys(pairs):
-        if own != other:
+        if (own, other) == (IN_PLACE, EAGER):
+            yield f"{own}: coremat's, which copies nothing; the speed-up is over dense by {other}, Hugging Face's own."
+        elif own != other:
             yield f"{own}: the speed-up is over dense by {other}, the fastest dense there is."
+    if any(record.speedup_on_same_cache(row) is not None for row in steps):
+        yield f"same cache x: the speed-up over dense on the {IN_PLACE}."
     if any(record.speedup_over_usual(row) is not None for row in steps):
         yield f"x over HF: the speed-up over dense by Hugging Face's own means ({' or '.join(USUAL)})."
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coremat.errors import ConfigError
-from coremat.results.record.bench import USUAL, BenchRecord
+from coremat.results.record.bench import EAGER, IN_PLACE, BenchRecord
 from coremat.results.record.bench_rows import DECODE, PREFILL, VISION
 from coremat.results.tables.bench_costs import longest
 from coremat.tasks.bundled.video_qa.data import OWN_DATASETS
@@ -131,7 +131,7 @@ def pace(bench: BenchRecord, method: str) -> Pace | None:
     """Of the whole model at batch 1, decoded as an evaluation does if it was; None where the bench has it not."""
     whole = bench.config.get("model_layers")
     found = (one for one in bench.setups() if (one.method, one.batch_size, one.layers) == (method, 1, whole))
-    for setup in sorted(found, key=lambda one: one.decoder != USUAL[0])[:1]:
+    for setup in sorted(found, key=lambda one: (one.decoder != IN_PLACE, one.decoder != EAGER))[:1]:
         vision, prefill, decode = (longest(bench, setup, phase) for phase in (VISION, PREFILL, DECODE))
         if prefill and decode:
             start = prefill.median_ms + (vision.median_ms if vision else 0.0)

@@ -7,13 +7,14 @@ import pytest
 import torch
 from no_memory import NO_MEMORY
 from tiny import PER_IMAGE, tiny_llava
+from transformers import DynamicCache
 
 from coremat.bench.counted_flops import counted_prefill_flops
 from coremat.bench.options import BenchOptions
 from coremat.bench.random_weights import random_prompt
 from coremat.bench.run import bench
 from coremat.bench.timing import AnswerTimes
-from coremat.bench.variants import ACCELERATE, EAGER, GRAPH, STREAMED, Variant
+from coremat.bench.variants import GRAPH, STREAMED, Variant
 from coremat.cost.model_size import ModelSize
 from coremat.cost.schedule import budgets
 from coremat.errors import ConfigError, CorematError, UnsupportedError
@@ -22,9 +23,11 @@ from coremat.methods.registry import parse
 from coremat.models.architecture import shipped_config
 from coremat.models.families import adapter_for
 from coremat.models.known import KNOWN_MODELS
+from coremat.results.record.bench import ACCELERATE, EAGER, IN_PLACE
 from coremat.results.record.bench_rows import DECODE, END_TO_END, GATHERING, PHASES, PREFILL, SELECTION, VISION
 from coremat.results.tables.bench_notes import setting_notes
 from coremat.runtime import support
+from coremat.runtime.cache import InPlaceCache
 
 LAYERS, TEXT, KEPT, NEW, ROUNDS = 4, 7, 5, 6, 2
 KEY_VALUE_BYTES = 2 * 2 * 16 * 4  # keys and values, two heads of 16, float32
@@ -60,8 +63,9 @@ def outcome(folder: str):
 
 
 def rows(record, method: str, phase: str, batch_size: int = 1) -> list:
+    """Of dense those on Hugging Face's own cache."""
     own = [row for row in record.rows if (row.method, row.batch_size) == (method, batch_size)]
-    return [row for row in own if row.phase == phase]
+    return [row for row in own if row.phase == phase and (method != "dense" or row.decoder != IN_PLACE)]
 
 
 def test_dense_is_first_and_every_method_has_its_phases(outcome):
@@ -184,12 +188,12 @@ def test_the_variants_take_turns(options, monkeypatch):
     answered: list[str] = []
     monkeypatch.setattr(Variant, "answer", fake_times(answered, 0, MemoryError()))
     bench(options)
-    assert answered == ["dense", *METHODS[:-1]] * ROUNDS
+    assert answered == ["dense", "dense", *METHODS[:-1]] * ROUNDS
 
 
 @pytest.mark.parametrize("error", [*NO_MEMORY, KeyboardInterrupt()], ids=str)
 def test_what_was_finished_is_kept(options, monkeypatch, error):
-    monkeypatch.setattr(Variant, "answer", fake_times([], 3, error))
+    monkeypatch.setattr(Variant, "answer", fake_times([], 4, error))
     outcome = bench(options)
     assert list(dict.fromkeys(row.method for row in outcome.record.rows)) == ["dense", "corematching"]
     assert {len(row.samples_ms) for row in outcome.record.rows} == {1}
@@ -197,7 +201,7 @@ def test_what_was_finished_is_kept(options, monkeypatch, error):
         assert outcome.stopped is error
     else:
         assert isinstance(outcome.stopped, UnsupportedError)
-        at = "batch 1, round 1: core-neurons:beta=0.2, eager generate"
+        at = "batch 1, round 1: core-neurons:beta=0.2, in-place cache"
         assert str(outcome.stopped) == f"memory ran out at {at}; what was finished is kept."
 
 
@@ -227,7 +231,7 @@ def test_progress_counts_up_to_its_total(options, monkeypatch):
     monkeypatch.setattr(Variant, "answer", fake_times([], 0, MemoryError()))
     steps = []
     bench(replace(options, batch_sizes=(1, 2)), progress=steps.append)
-    assert steps[-1].total == sum(step.advance for step in steps) == 2 * 4 * (ROUNDS + 1)
+    assert steps[-1].total == sum(step.advance for step in steps) == 2 * 5 * (ROUNDS + 1)
 
 
 def test_a_device_too_small_for_dense_streams_its_ffns(options, monkeypatch):
@@ -237,7 +241,7 @@ def test_a_device_too_small_for_dense_streams_its_ffns(options, monkeypatch):
     assert outcome.stopped is None
     decoders = {(row.method, row.decoder) for row in outcome.record.rows}
     assert decoders == {
-        *(("core-neurons", decoder) for decoder in (EAGER, GRAPH)),
+        *(("core-neurons", decoder) for decoder in (IN_PLACE, GRAPH)),
         *((method, decoder) for method in ("dense", "fastv") for decoder in (ACCELERATE, STREAMED)),
     }
     monkeypatch.setattr("coremat.bench.measure._Run._memory_limit", lambda run: 1000)
@@ -245,8 +249,30 @@ def test_a_device_too_small_for_dense_streams_its_ffns(options, monkeypatch):
         bench(options)
 
 
-@pytest.mark.parametrize("decoder", [EAGER, GRAPH])
-def test_both_decoders_are_timed(decoder):
+def test_dense_is_there_as_users_have_it_and_on_the_cache_of_the_methods(outcome):
+    decoders = {row.method: set() for row in outcome.record.rows}
+    for row in outcome.record.rows:
+        decoders[row.method].add(row.decoder)
+    assert decoders.pop("dense") == {EAGER, IN_PLACE}
+    assert set(map(frozenset, decoders.values())) == {frozenset({IN_PLACE})}
+
+
+@pytest.mark.parametrize(("decoder", "kind"), [(EAGER, DynamicCache), (IN_PLACE, InPlaceCache)])
+def test_each_dense_decoder_has_its_own_cache(decoder, kind, monkeypatch):
+    model, seen = tiny_llava(), []
+    generate = type(model).generate
+    monkeypatch.setattr(
+        type(model),
+        "generate",
+        lambda *args, **kwargs: seen.append(kwargs["past_key_values"]) or generate(*args, **kwargs),
+    )
+    inputs = random_prompt(model.config, TEXT, dtype=torch.float32)
+    Variant("dense", parse("dense"), decoder, torch.device("cpu")).answer(adapter_for(model), inputs, NEW)
+    assert {type(cache) for cache in seen} == {kind}
+
+
+@pytest.mark.parametrize("decoder", [EAGER, IN_PLACE, GRAPH])
+def test_every_decoder_is_timed(decoder):
     model = tiny_llava()
     inputs = random_prompt(model.config, TEXT, dtype=torch.float32)
     variant = Variant("corematching", parse("corematching"), decoder, torch.device("cpu"))
@@ -440,7 +466,7 @@ def test_a_method_of_ones_own_is_measured_and_projected(options, tmp_path):
         assert record.config["methods"][spec]["source"]["file"] == "own.py"
         [row] = rows(record, spec, PREFILL)
         assert row.image_tokens_kept == KEPT
-    assert measured.memory[1].kv_cache_mib * 2**20 == LAYERS * (KEPT + TEXT) * KEY_VALUE_BYTES
+    assert measured.memory[2].kv_cache_mib * 2**20 == LAYERS * (KEPT + TEXT) * KEY_VALUE_BYTES
     assert rows(measured, spec, DECODE)[0].flops == rows(projected, spec, DECODE)[0].flops
 
 
@@ -448,7 +474,7 @@ def test_full_caches_are_in_the_record_as_the_tensors_hold_them(options):
     """Two layers before FastV's stage keep every position, two behind it those that are left."""
     spec = "fastv"
     record = bench(replace(options, methods=(spec,), repeats=1)).record
-    held = record.memory[1].kv_cache_mib * 2**20
+    held = record.memory[2].kv_cache_mib * 2**20
     assert held == KEY_VALUE_BYTES * (2 * (PER_IMAGE + TEXT) + 2 * (KEPT + TEXT))
     [step], [dense] = rows(record, spec, DECODE), rows(record, "dense", DECODE)
     spared = LAYERS * (PER_IMAGE + TEXT) * KEY_VALUE_BYTES - held

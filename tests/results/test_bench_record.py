@@ -303,6 +303,20 @@ def test_speedup_over_usual_is_not_said_twice():
     assert [found.speedup_over_usual(row) for row in (eager, graph, *sparse)] == [None, 3, None, 6]
 
 
+def test_on_the_in_place_cache_the_reference_stays_hugging_faces_own():
+    eager, own = (
+        replace(DENSE, decoder=name, samples_ms=[ms]) for name, ms in (("eager generate", 24), ("in-place cache", 20))
+    )
+    sparse = replace(ROW, decoder="in-place cache", samples_ms=[4.0])
+    found = record(own, eager, sparse)
+    assert [found.speedup(row) for row in (eager, own, sparse)] == [1, 1.2, 6]
+    assert [found.speedup_on_same_cache(row) for row in (eager, own, sparse)] == [None, 1, 5]
+    assert found.speedup_over_usual(sparse) is None
+    assert record(own, sparse).speedup(sparse) == 5
+    graph = replace(DENSE, decoder="graph")
+    assert record(graph).speedup_on_same_cache(graph) is None
+
+
 def test_selection_as_a_share_of_the_dense_prefill():
     prefill = replace(DENSE, phase="prefill", samples_ms=[400.0])
     selection = replace(ROW, phase="selection", samples_ms=[8.0])

@@ -260,6 +260,18 @@ def test_graph_is_compared_with_both_dense_decoders():
     assert "x over\nHF" not in [column.heading for column in decode_table(bench()).columns]
 
 
+def test_the_in_place_cache_is_compared_with_both_dense_caches():
+    table = decode_table(bench(("dense", "corematching"), decoders=("eager generate", "in-place cache")))
+    rows = {(row["method"], row["decoder"]): row for row in raw(table) if row["source"] == "measured"}
+    sparse, dense = rows["corematching", "in-place cache"], rows["dense", "in-place cache"]
+    names = "decode_speedup", "decode_speedup_same_cache"
+    assert [sparse[name] for name in names] == [pytest.approx(3 / 0.64), pytest.approx(1 / 0.64)]
+    assert [dense[name] for name in names] == [pytest.approx(3), 1]
+    assert "decode_speedup_same_cache" not in rows["dense", "eager generate"]
+    assert any("over dense by eager generate, Hugging Face's own" in note for note in table.notes)
+    assert "same\ncache x" not in [column.heading for column in decode_table(bench()).columns]
+
+
 def test_a_note_says_which_dense_where_it_was_not_decoded_alike():
     rows = [replace(row, decoder="streamed FFN") if row.method == "dense" else row for row in bench().rows]
     notes = decode_table(replace(bench(), rows=tuple(rows))).notes

@@ -208,6 +208,8 @@ def test_pace_is_that_of_the_decoder_of_an_evaluation():
     graph = rows_of(decoder="graph", times=TIMES | {"decode": 5.0})
     assert pace(bench_of(*graph, *rows_of()), "dense") == Pace(500.0, 10.0, False)
     assert pace(bench_of(*graph), "dense") == Pace(500.0, 5.0, False)
+    own = rows_of(decoder="in-place cache", times=TIMES | {"decode": 8.0})
+    assert pace(bench_of(*graph, *rows_of(), *own), "dense") == Pace(500.0, 8.0, False)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def votes(activations: torch.Tensor, alpha: float, voters: torch.Tensor) -> torc
     activations: [B, T, F]; voters: bool [B, T], False for padding and for whoever has no say. Returns int64 [B, F].
     """
     if activations.device.type == "cpu":
-        return torch.stack([_by_bits(a if v.all() else a[v], alpha) for a, v in zip(activations, voters, strict=True)])
+        # Rows are left out by numpy, in this thread: torch would wake all others for each of these small copies.
+        pairs = zip(bits(activations).numpy(), voters.numpy(), strict=True)
+        return torch.from_numpy(numpy.stack([_by_bits(rows if v.all() else rows[v], alpha) for rows, v in pairs]))
     if kernels.available(activations.device):
         from coremat.methods.corematching.votes_kernel import count_votes
 
@@ -47,15 +49,14 @@ def votes(activations: torch.Tensor, alpha: float, voters: torch.Tensor) -> torc
     return (token_core_neurons(activations, alpha) & voters[..., None]).sum(1)
 
 
-def _by_bits(activations: torch.Tensor, alpha: float) -> torch.Tensor:
-    """One sequence, [T, F]."""
-    rows = bits(activations).numpy()
+def _by_bits(rows: numpy.ndarray, alpha: float) -> numpy.ndarray:
+    """One sequence: the bits of its activations [T, F]. Returns int64 [F]."""
     wanted = ceilings(rows.shape[1], alpha).numpy()
     count = _of_narrow_rows if rows.shape[1] < NARROW else _of_wide_rows
     total = numpy.zeros(rows.shape[1], numpy.int64)
     for start in range(0, len(rows), BLOCK):
         total += count(rows[start : start + BLOCK], wanted)
-    return torch.from_numpy(total)
+    return total
 
 
 def _of_narrow_rows(rows: numpy.ndarray, wanted: numpy.ndarray) -> numpy.ndarray:
