@@ -83,8 +83,10 @@ class Method:
     def __post_init__(self) -> None:
         check_options(self)
 
-    def setup(self, model: Any) -> None:
-        """Once per `apply`, before anything is hooked. UnsupportedError for a model that it cannot prune."""
+    def setup(self, model: Any) -> Any:
+        """Once per `apply`, before anything is hooked: what the method needs besides the model (a text tower,
+        thresholds). What it returns is the `state` of every view and of `decode_ffn`. UnsupportedError for a model that
+        it cannot prune."""
 
     # --- image tokens -----------------------------------------------------------------------------------------------
 
@@ -136,9 +138,9 @@ class Method:
         """Whether `neurons` gives one set for the whole batch: a row's answer then depends on the other rows."""
         return False
 
-    def decode_ffn(self, mlp: Any) -> SparseFFN:
-        """The FFN over `mlp` (`gate_proj`, `up_proj`, `down_proj`, `act_fn`) while decoding, where neurons are chosen
-        token by token."""
+    def decode_ffn(self, number: int, mlp: Any, state: Any) -> SparseFFN:
+        """The FFN of layer `number` over `mlp` (`gate_proj`, `up_proj`, `down_proj`, `act_fn`) while decoding, where
+        neurons are chosen token by token. state: what `setup` returned."""
         raise NotImplementedError
 
     # --- the cache ----------------------------------------------------------------------------------------------------

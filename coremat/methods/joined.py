@@ -1,7 +1,8 @@
 """A token method and a neuron method as one: "fastv:tokens=64+core-neurons"."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +26,13 @@ def joined(spec: str, parts: Sequence[Method]) -> "Joined":
     raise ConfigError(f"method {spec!r} joins {cuts}; accepted: a method that prunes tokens alone + one of neurons.")
 
 
+class States(NamedTuple):
+    """What the `setup` of each part returned."""
+
+    tokens: Any
+    neurons: Any
+
+
 class Joined(Method):
     """Every slot is the one part's or the other's."""
 
@@ -45,9 +53,8 @@ class Joined(Method):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return self.tokens.needs | self.by_neuron.needs
 
-    def setup(self, model: Any) -> None:
-        self.tokens.setup(model)
-        self.by_neuron.setup(model)
+    def setup(self, model: Any) -> "States":
+        return States(self.tokens.setup(model), self.by_neuron.setup(model))
 
     def stages(self, layers: int) -> Sequence[Stage]:
         return self.tokens.stages(layers)
@@ -56,22 +63,22 @@ class Joined(Method):
         return self.tokens.tower_layers()
 
     def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
-        return self.tokens.before_projector(image, keep)
+        return self.tokens.before_projector(_for_tokens(image), keep)
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
-        return self.tokens.before_decoder(image, keep)
+        return self.tokens.before_decoder(_for_tokens(image), keep)
 
     def score(self, stage: Stage, layer: LayerView) -> torch.Tensor:
-        return self.tokens.score(stage, layer)
+        return self.tokens.score(stage, layer.of(layer.state.tokens))
 
     def counted_by(self, stage: Stage, layer: LayerView) -> torch.Tensor | None:
-        return self.tokens.counted_by(stage, layer)
+        return self.tokens.counted_by(stage, layer.of(layer.state.tokens))
 
     def recycle(self, stage: Stage, hidden: torch.Tensor, scores: torch.Tensor, keep: torch.Tensor) -> Reduction:
         return self.tokens.recycle(stage, hidden, scores, keep)
 
     def neurons(self, layer: LayerView) -> torch.Tensor:
-        return self.by_neuron.neurons(layer)
+        return self.by_neuron.neurons(layer.of(layer.state.neurons))
 
     def neuron_count(self, size: int) -> int:
         return self.by_neuron.neuron_count(size)
@@ -82,9 +89,13 @@ class Joined(Method):
     def shares_neurons(self) -> bool:
         return self.by_neuron.shares_neurons()
 
-    def decode_ffn(self, mlp: Any) -> SparseFFN:
-        return self.by_neuron.decode_ffn(mlp)
+    def decode_ffn(self, number: int, mlp: Any, state: Any) -> SparseFFN:
+        return self.by_neuron.decode_ffn(number, mlp, state.neurons)
 
     def identity(self) -> dict[str, Any]:
         parts = [self.tokens.identity(), self.by_neuron.identity()]
         return {"name": "+".join(part["name"] for part in parts), "parts": parts}
+
+
+def _for_tokens(image: ImageView) -> ImageView:
+    return replace(image, state=image.state.tokens)

@@ -30,7 +30,7 @@ class OracleNeurons(Method):
     def neuron_count(self, size: int) -> int:
         return core_count(size, self.beta)
 
-    def decode_ffn(self, mlp: Any) -> "OracleFFN":
+    def decode_ffn(self, number: int, mlp: Any, state: Any) -> "OracleFFN":
         return OracleFFN(mlp, self.neuron_count(mlp.gate_proj.weight.shape[0]))
 
 

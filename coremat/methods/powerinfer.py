@@ -43,7 +43,7 @@ class PowerInfer(Method):
     def neuron_count(self, size: int) -> int:
         return core_count(size, self.beta)
 
-    def decode_ffn(self, mlp: Any) -> "PredictedFFN":
+    def decode_ffn(self, number: int, mlp: Any, state: Any) -> "PredictedFFN":
         return PredictedFFN(mlp, self.neuron_count(mlp.gate_proj.weight.shape[0]), self.rank)
 
 

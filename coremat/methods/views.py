@@ -7,6 +7,7 @@
 Padding is in no result: scores of what is not `valid` are never read.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,8 +51,8 @@ class LayerView(Lazy):
     """One decoder layer in the prefill.
 
     number: the layer, from 0. valid: bool [B, T], False for padding. image_index: int64 [B, T], the image of its
-    sequence that each token belongs to, -1 for text and padding. parts: how the properties below are made; `queries`
-    takes columns, int64 [B, q].
+    sequence that each token belongs to, -1 for text and padding. state: what the method's `setup` returned. parts: how
+    the properties below are made; `queries` takes columns, int64 [B, q].
     """
 
     def __init__(
@@ -60,10 +61,18 @@ class LayerView(Lazy):
         valid: torch.Tensor,
         image_index: torch.Tensor,
         queries: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        state: Any = None,
         **parts: Callable[[], Any],
     ) -> None:
         super().__init__(parts)
         self.number, self.valid, self.image_index, self._queries = number, valid, image_index, queries
+        self.state = state
+
+    def of(self, state: Any) -> "LayerView":
+        """The same view, what was made for it included, for a part of a method that has this state."""
+        view = copy.copy(self)
+        view.state = state
+        return view
 
     @property
     def image(self) -> torch.Tensor:
@@ -180,9 +189,11 @@ class TowerView:
 class ImageView:
     """grids: its rectangles of places, (rows, columns) each, in the order of the places; features: [N, C], what the
     projector gets (before it) or the decoder's embeddings (behind it); class_token: [C], at the same layer, None for
-    towers without one; tower: the layers that the method asked for, by the index that it gave."""
+    towers without one; tower: the layers that the method asked for, by the index that it gave; state: what the
+    method's `setup` returned."""
 
     features: torch.Tensor
     grids: Sequence[tuple[int, int]] = ()
     class_token: torch.Tensor | None = None
     tower: Mapping[int, TowerView] = field(default_factory=dict)
+    state: Any = None

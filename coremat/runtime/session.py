@@ -93,18 +93,18 @@ class Session:
         check_backend(backend)
         if method.prunes_tokens and adapter.tokens_unsupported is not None:
             raise UnsupportedError(adapter.tokens_unsupported)
-        method.setup(adapter.model)
+        state = method.setup(adapter.model)
         stages = check_stages(method, adapter)
         first = [stage for stage in stages if stage.after == 0]
-        self._before = BeforeDecoder(adapter, method, first[0]) if first else None
-        self._stages = TokenStages(adapter, method, [stage for stage in stages if stage.after])
+        self._before = BeforeDecoder(adapter, method, first[0], state) if first else None
+        self._stages = TokenStages(adapter, method, [stage for stage in stages if stage.after], state)
         if lacking := sorted(method.needs - adapter.provides):
             raise UnsupportedError(
                 f"{method.label} needs a {' and a '.join(lacking)}; {type(adapter.model).__name__} gives "
                 f"{', '.join(sorted(adapter.provides)) or 'nothing that a method may need'}."
             )
         self._window = adapter.window if stages else None
-        self._ffn = self._make_ffns(backend) if method.prunes_neurons else []
+        self._ffn = self._make_ffns(backend, state) if method.prunes_neurons else []
         self._outputs = WholeOutputs()
         self._signature = inspect.signature(adapter.core.forward)
         self._lock = threading.RLock()
@@ -112,7 +112,7 @@ class Session:
         self._prefill = self._generating = False
         self._cache: Any = None
 
-    def _make_ffns(self, backend: str) -> list[SparseFFN]:
+    def _make_ffns(self, backend: str, state: Any) -> list[SparseFFN]:
         self.adapter.check_ffns()
         first = self.method.prefill_neurons_from()
         if first is not None and first >= len(self.layers):
@@ -120,10 +120,10 @@ class Session:
                 f"{self.method.label} prunes neurons in the prefill from layer {first} on; accepted for this model of "
                 f"{len(self.layers)} layers: up to {len(self.layers) - 1}."
             )
-        make = (
-            self.method.decode_ffn if self.method.takes("decode_ffn") else functools.partial(make_ffn, backend=backend)
-        )
-        return [make(self.adapter.ffn(layer)) for layer in self.layers]
+        mlps = [self.adapter.ffn(layer) for layer in self.layers]
+        if self.method.takes("decode_ffn"):
+            return [self.method.decode_ffn(number, mlp, state) for number, mlp in enumerate(mlps)]
+        return [make_ffn(mlp, backend) for mlp in mlps]
 
     # --- what the last prompt was ----------------------------------------------------------------------------------
 

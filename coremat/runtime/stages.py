@@ -42,8 +42,8 @@ def check_stages(method: Method, adapter: Adapter) -> list[Stage]:
 class TokenStages:
     """The stages of one method on one model; `view` and the layer hooks of the session tell it what is under way."""
 
-    def __init__(self, adapter: Adapter, method: Method, stages: Sequence[Stage]) -> None:
-        self.adapter, self.method, self.stages = adapter, method, stages
+    def __init__(self, adapter: Adapter, method: Method, stages: Sequence[Stage], state: Any) -> None:
+        self.adapter, self.method, self.stages, self._state = adapter, method, stages, state
         self._at = {stage.after: stage for stage in stages}
         self.scored = [stage.after - 1 for stage in stages]
         self._static: dict[int, dict[str, Any]] = {}
@@ -102,6 +102,7 @@ class TokenStages:
             prompt.present.kept.live,
             prompt.images_present,
             queries,
+            self._state,
             seeds=lambda: prompt.seeds,
             scaling=lambda: self.adapter.scaling(layer),
             **parts,

@@ -35,8 +35,8 @@ class ImageShare:
 class BeforeDecoder:
     """What one model's images show on their way to the decoder, and which of their places stay."""
 
-    def __init__(self, adapter: Adapter, method: Method, stage: Stage) -> None:
-        self.adapter, self.method, self.stage = adapter, method, stage
+    def __init__(self, adapter: Adapter, method: Method, stage: Stage, state: Any) -> None:
+        self.adapter, self.method, self.stage, self._state = adapter, method, stage, state
         self.at_projector = method.takes("before_projector")
         self._shares: list[ImageShare] = []  # of the prompts that were announced, in the order of their images
         self._tower: dict[tuple[int, str], torch.Tensor] = {}
@@ -116,7 +116,7 @@ class BeforeDecoder:
                 for n in layers
             }
             token = None if self._class_token is None else self._class_token[number]
-            yield ImageView(own, self._shares[number].grids, token, tower)
+            yield ImageView(own, self._shares[number].grids, token, tower, self._state)
 
     def _checked(self, reduction: Reduction, share: ImageShare, features: torch.Tensor) -> Reduction:
         """UnsupportedError for a reduction that is none of this image, or is above its budget."""
@@ -157,7 +157,8 @@ class BeforeDecoder:
         if self.at_projector:
             return self._reductions[image]
         share = self._shares[image]
-        return self._checked(self.method.before_decoder(ImageView(own, share.grids), share.keep), share, own)
+        view = ImageView(own, share.grids, state=self._state)
+        return self._checked(self.method.before_decoder(view, share.keep), share, own)
 
     def _beams(self, images: int) -> int:
         """How many rows each prompt has, told by how often the announced images are there."""

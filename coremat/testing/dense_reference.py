@@ -139,6 +139,7 @@ def hidden_and_silenced(model: Adapter | nn.Module, method: Method, choice: Choi
 class _Reference:
     def __init__(self, adapter: Adapter, method: Method, choice: Choice) -> None:
         self.adapter, self.method, self.choice = adapter, method, choice
+        self.state = method.setup(adapter.model)
         self.stages = [stage for stage in method.stages(len(adapter.layers)) if stage.keep != "all"]
         self.prefill = True
         self._activations: torch.Tensor | None = None
@@ -152,7 +153,8 @@ class _Reference:
                 hooks.before(self.adapter.ffn(layer).down_proj, self._silence(number))
             elif self.method.takes("decode_ffn"):
                 mlp = self.adapter.ffn(layer)
-                hooks.replace(mlp, "forward", self._ffn(mlp.forward, self.method.decode_ffn(mlp)))
+                sparse = self.method.decode_ffn(number, mlp, self.state)
+                hooks.replace(mlp, "forward", self._ffn(mlp.forward, sparse))
             if self.method.takes("edit_cache"):
                 hooks.before(self.adapter.ffn(layer).down_proj, self._see_activations)
                 hooks.after(layer, self._edit(number))
@@ -227,7 +229,7 @@ class _Reference:
                 return
             own, seen, activations = kwargs["past_key_values"].layers[number], self.seen(number), self._activations
             images = torch.where(seen, self.choice.images, -1)
-            view = LayerView(number, seen, images, seeds=lambda: self.choice.seeds)
+            view = LayerView(number, seen, images, state=self.state, seeds=lambda: self.choice.seeds)
             view.add(activations=lambda: activations, keys=lambda: own.keys, values=lambda: own.values)
             self.method.edit_cache(view)
 

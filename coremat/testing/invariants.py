@@ -209,6 +209,9 @@ class KeepsEverything(Method):
     def takes(self, slot: str) -> bool:
         return slot != "decode_ffn" and self.method.takes(slot)
 
+    def setup(self, model: Any) -> Any:
+        return self.method.setup(model)
+
     def stages(self, layers: int) -> Sequence[Stage]:
         return [
             Stage(stage.after, 1.0, stage.positions, stage.earlier_cache)

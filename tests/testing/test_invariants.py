@@ -78,7 +78,7 @@ class LeavesAHook(Method):
     def neuron_count(self, size):
         return size
 
-    def decode_ffn(self, mlp):
+    def decode_ffn(self, number, mlp, state):
         mlp.down_proj.register_forward_pre_hook(_hook)
         return GatheredFFN(mlp)
 
