@@ -14,6 +14,7 @@ from coremat.methods.base import Method
 from coremat.models.adapter import Adapter
 from coremat.offload.accelerate import accelerate_offload
 from coremat.offload.ffn_streaming import offloaded_ffn
+from coremat.runtime.questions import spelled
 from coremat.runtime.session import Session, apply
 
 EAGER, GRAPH = "eager generate", "graph"
@@ -53,6 +54,7 @@ class Variant:
             for placed in self._placements(adapter):
                 restore.enter_context(placed)
             session = restore.enter_context(apply(adapter.model, self.method))
+            session.questions = spelled
             if self.decoder != GRAPH:
                 yield session, partial(timed_generate, adapter, session)
                 return

@@ -12,7 +12,16 @@ from coremat.methods.base import Method, Reduction, Stage
 from coremat.methods.registry import with_options
 from coremat.methods.views import ImageView, LayerView
 
-TOKEN_SLOTS = ("stages", "tower_layers", "before_projector", "before_decoder", "score", "counted_by", "recycle")
+TOKEN_SLOTS = (
+    "stages",
+    "tower_layers",
+    "before_projector",
+    "share_tiles",
+    "before_decoder",
+    "score",
+    "counted_by",
+    "recycle",
+)
 NEURON_SLOTS = ("neurons", "neuron_count", "prefill_neurons_from", "shares_neurons", "decode_ffn")
 
 
@@ -64,6 +73,9 @@ class Joined(Method):
 
     def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
         return self.tokens.before_projector(_for_tokens(image), keep)
+
+    def share_tiles(self, tiles: Sequence[ImageView], keep: int) -> Sequence[int]:
+        return self.tokens.share_tiles([_for_tokens(tile) for tile in tiles], keep)
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         return self.tokens.before_decoder(_for_tokens(image), keep)

@@ -5,12 +5,14 @@ them count as one (the chat templates put a line break there).
 """
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from math import isqrt
 from typing import Any
 
 import torch
 
-from coremat.models.grids import Grid, Grids, given, view
+from coremat.models.adapter import clip_layers
+from coremat.models.grids import Grid, Grids, Tile, given, view
 from coremat.models.runs import Runs, RunsAdapter, square_patches
 
 
@@ -20,6 +22,14 @@ class LlavaNextAdapter(RunsAdapter):
         """Tokens of the view of the whole image, which stand before those of its tiles."""
         return square_patches(self.model.config.vision_config)
 
+    @property
+    def vision_layers(self) -> Any:
+        return clip_layers(self.model)
+
+    @property
+    def feature_layer(self) -> int:
+        return self.model.config.vision_feature_layer
+
     def image_pieces(self, inputs: Mapping[str, Any]) -> Iterator[Grids]:
         """The whole view, then the tiles as one rectangle, whose last column are the newlines."""
         for height, width in given(inputs, "image_sizes").tolist():
@@ -28,13 +38,49 @@ class LlavaNextAdapter(RunsAdapter):
 
     def tiled(self, height: int, width: int) -> Grid:
         """Rows and columns of patches of all tiles together, without padding, for an image of so many pixels."""
+        rows, columns = self.patch_map(height, width).shape
+        return rows, columns
+
+    def patch_map(self, height: int, width: int) -> torch.Tensor:
+        """int64 [rows, columns]: the patch behind each place of all tiles together, without padding, for an image of so
+        many pixels: tile times patches of a tile, plus the patch in its tile."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
         config, side = self.model.config, isqrt(self.whole_view)
         rows, columns = get_anyres_image_grid_shape(
             (height, width), config.image_grid_pinpoints, config.vision_config.image_size
         )
-        return unpad_image(torch.empty(1, rows * side, columns * side), (height, width)).shape[1:]
+        by_tile = torch.arange(rows * columns * side * side).view(rows, columns, side, side)
+        return unpad_image(by_tile.transpose(1, 2).reshape(1, rows * side, columns * side), (height, width))[0]
+
+    def piece_tiles(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tile, ...]]:
+        """The whole view and each tile. Newlines have no patch."""
+        for height, width in given(inputs, "image_sizes").tolist():
+            patches = self.patch_map(height, width)
+            tiles = range(self.tile_count(height, width))
+            yield Tile.whole(self.whole_view), *(self._tile(patches, number) for number in tiles)
+
+    def tile_count(self, height: int, width: int) -> int:
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        config = self.model.config
+        return (
+            image_size_to_num_patches((height, width), config.image_grid_pinpoints, config.vision_config.image_size) - 1
+        )
+
+    def _tile(self, patches: torch.Tensor, number: int) -> Tile:
+        """One tile of a `patch_map`; without places where it is padding as a whole."""
+        rows, columns = (patches // self.whole_view == number).nonzero(as_tuple=True)
+        if not len(rows):
+            return Tile(rows, columns, (), (Fraction(0),) * 4)
+        (top, bottom), (left, right) = ((int(line.min()), int(line.max()) + 1) for line in (rows, columns))
+        height, width = patches.shape
+        return Tile(
+            patches[rows, columns] % self.whole_view,
+            self.whole_view + rows * (width + 1) + columns,
+            ((bottom - top, right - left),),
+            (Fraction(top, height), Fraction(left, width), Fraction(bottom, height), Fraction(right, width)),
+        )
 
     def image_starts(self, runs: Runs) -> torch.Tensor:
         whole, image = self.whole_view, runs.kinds == self.model.config.image_token_id

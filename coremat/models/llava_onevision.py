@@ -19,6 +19,7 @@ from coremat.models.runs import Runs
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
     takes_videos = True
+    vision_layers = None  # views are resized behind the projector, so that a token has no patch of its own
 
     @property
     def pooled_frame(self) -> int:
