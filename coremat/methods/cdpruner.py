@@ -8,8 +8,9 @@ greedily as a maximum a posteriori estimate (Chen, Zhang and Zhou, "Fast Greedy 
 Process", NeurIPS 2018): again and again the token that raises the determinant most, by an incremental Cholesky factor.
 
 Relevance with a text tower is the authors': the negated cosine of CLIP's projected patches and the question, mean over
-pieces of 77 tokens. Without one it is the cosine of each image token's embedding and the mean embedding of the question
-in the decoder, not negated: both stand in one space there, and it serves every family.
+pieces of 77 tokens. Without one it is the negated cosine of each image token's embedding and the mean embedding of the
+question at the decoder's input, which serves every family. Negated because that is what answers: on the first 300
+questions of `shapes`, 8 of 144 tokens, 30 % are right, and 10 % if it is not negated.
 
 Departures: without a text tower, the relevance; tiles are treated as images; the budget is the sequence's, shared out
 over its images (theirs: per image). Ties go to the lower place.
@@ -29,7 +30,7 @@ from coremat.methods.options import FixedBudget, Positions
 from coremat.methods.views import ImageView
 
 LEAST = 1e-6  # relevance of the least relevant token
-FLOOR = 1e-12  # of what a token adds to the determinant, that it may be divided by
+ROUNDING = 1e-6  # of a token's own entry in the kernel: a gain below is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class CDPruner(Method):
     name: ClassVar[str] = "cdpruner"
     summary: ClassVar[str] = "CDPruner: image tokens relevant to the question and unlike each other, by a DPP"
     paper: ClassVar[str] = "Zhang et al., NeurIPS 2025 (arXiv 2506.10967)"
-    departures: ClassVar[str] = "without a text tower, relevance is the likeness to the question in the decoder's input"
+    departures: ClassVar[str] = "without a text tower, relevance is by the embeddings of the decoder's input"
 
     tokens: FixedBudget = NINTH
     text_tower: str | None = None
@@ -66,8 +67,8 @@ class CDPruner(Method):
         return self._reduced(image.project(image.features), -cosines(tower.patches(image.features), texts), keep)
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
-        question = image.question.embeddings.float().sum(0, keepdim=True)
-        return self._reduced(image.features, cosines(image.features, question), keep)
+        question = image.question.embeddings.float().sum(0, keepdim=True)  # to a cosine as good as the mean
+        return self._reduced(image.features, -cosines(image.features, question), keep)
 
     def _reduced(self, features: torch.Tensor, relevance: torch.Tensor, keep: int | None) -> Reduction:
         return Reduction(cdpruner(features, relevance.mean(1), keep or 0))
@@ -94,12 +95,13 @@ def kernel(features: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
 
 
 def greedy_map(kernel: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` of N tokens, each the one that raises the determinant of the chosen ones' kernel most. O(N count^2), and
-    no step waits for the device.
+    """`count` of N tokens, each the one that raises the determinant of the chosen ones' kernel most; beyond the rank of
+    the kernel all determinants are zero, and rounding decides. O(N count^2), and no step waits for the device.
 
     kernel: [N, N], positive semi-definite. Returns bool [N].
     """
-    gains = kernel.diagonal().clone()  # by what factor each token would raise the determinant
+    own = kernel.diagonal()
+    gains = own.clone()  # by what factor each token would raise the determinant
     factor = kernel.new_zeros(count, len(kernel))  # the rows of the Cholesky factor of those that are chosen
     picks: list[torch.Tensor] = []
     for step in range(count):
@@ -107,7 +109,7 @@ def greedy_map(kernel: torch.Tensor, count: int) -> torch.Tensor:
         picks.append(best)
         above = factor[:step]
         projected = kernel[best][0] - above[:, best][:, 0] @ above
-        factor[step] = projected / gains[best].clamp(min=FLOOR).sqrt()
+        factor[step] = torch.where(gains[best] > ROUNDING * own[best], projected * gains[best].rsqrt(), 0)
         gains -= factor[step].square()
         gains.index_fill_(0, best, -torch.inf)
     return torch.zeros_like(gains, dtype=torch.bool).index_fill_(0, torch.cat(picks), True)

@@ -87,10 +87,11 @@ def text_tower(model: Any, source: str | None) -> TextTower | None:
 
 def _size_of_tower(model: Any) -> TowerSize:
     vision = getattr(model.config, "vision_config", None)
-    if getattr(vision, "model_type", "") != "clip_vision_model":
+    kind = getattr(vision, "model_type", "none")
+    if kind != "clip_vision_model":
         raise UnsupportedError(
-            f"the vision tower of {type(model).__name__} is {getattr(vision, 'model_type', 'none')}, for which there is "
-            "no text tower; accepted: clip_vision_model."
+            f"the vision tower of {type(model).__name__} is {kind!r}, for which there is no text tower; "
+            "accepted: 'clip_vision_model'."
         )
     return _size(vision)
 
