@@ -195,3 +195,9 @@ def test_every_invariant_holds_with_a_text_tower(name, tmp_path):
     folder = save_tiny_clip(tmp_path, SIDE if name == "llava" else VIEW)
     findings = list(check_method(CDPruner(tokens=6, text_tower=folder), [name]))
     assert not [str(finding) for finding in findings if not finding.ok]
+
+
+def test_no_step_reads_a_value_on_the_host():
+    """Tensors without values: whatever would wait for one raises."""
+    features, relevance = torch.empty(9, 4, device="meta"), torch.empty(9, device="meta")
+    assert cdpruner(features, relevance, 5).shape == (9,)
