@@ -7,6 +7,7 @@
     ├── DataError           a task's data, an image or a series of numbers that cannot be read or used
     ├── RecordError         a run record that is broken, newer, or of another kind
     ├── UnsupportedError    a sound request that this model, method or machine cannot give
+    │   └── MissingError    the same, for want of files that are not on this machine
     ├── JudgeError          a judge that cannot be reached, or whose verdict cannot be read
     ├── RankError           one of several processes has ended before its time
     └── OutputError         a file that cannot be written: no space, no permission
@@ -60,6 +61,10 @@ class RecordError(CorematError):
 
 class UnsupportedError(CorematError):
     """The request is valid, but this model, method or machine cannot give it."""
+
+
+class MissingError(UnsupportedError):
+    """What a method needs besides the model is not on this machine; with it the model could give the request."""
 
 
 class JudgeError(CorematError):

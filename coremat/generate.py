@@ -84,6 +84,7 @@ def _answer(
     inputs = prepare(loaded, conversations)
     marks = Marks(loaded.model.device)
     session.sample_seeds = sample_seeds
+    session.questions = [question(conversation) for conversation in conversations]
     marks.mark("start")
     with torch.inference_mode():
         output = loaded.model.generate(
@@ -92,6 +93,13 @@ def _answer(
     stats = session.stats[:: max(1, int(options.get("num_beams", 1)))]
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     return _answers(loaded, new, until, [moment for _, moment in marks.seconds()], stats)
+
+
+def question(conversation: Conversation) -> str:
+    """What the user said last, without images and videos."""
+    content = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return " ".join(parts)
 
 
 def _answers(

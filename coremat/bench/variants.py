@@ -16,6 +16,7 @@ from coremat.names import DENSE
 from coremat.offload.accelerate import accelerate_offload
 from coremat.offload.ffn_streaming import offloaded_ffn
 from coremat.results.record.bench import ACCELERATE, EAGER, IN_PLACE, USUAL
+from coremat.runtime.questions import spelled
 from coremat.runtime.session import Session, apply
 
 GRAPH, STREAMED = "graph", "streamed FFN"
@@ -54,6 +55,7 @@ class Variant:
             for placed in self._placements(adapter):
                 restore.enter_context(placed)
             session = restore.enter_context(apply(adapter.model, self.method))
+            session.questions = spelled
             if self.decoder != GRAPH:
                 yield session, partial(timed_generate, adapter, session, self.decoder in USUAL)
                 return

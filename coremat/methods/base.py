@@ -28,6 +28,7 @@ import torch
 
 from coremat.errors import ConfigError
 from coremat.ffn import SparseFFN
+from coremat.methods.budget import share_out
 from coremat.methods.options import Budget, EarlierCache, Knee, Positions, at_least, check_options, options_of
 from coremat.methods.registry import source_of
 from coremat.methods.views import ImageView, LayerView
@@ -100,9 +101,14 @@ class Method:
         return ()
 
     def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
-        """For a stage at 0: choose and merge the features of one image. keep: its share of the sequence's budget; None
-        where the budget is the method's own rule."""
+        """For a stage at 0: choose and merge the features of one image, or of one tile of it. keep: its share of the
+        sequence's budget; None where the budget is the method's own rule."""
         raise NotImplementedError
+
+    def share_tiles(self, tiles: Sequence[ImageView], keep: int) -> Sequence[int]:
+        """How many places each of an image's tiles keeps, `keep` in all: before the projector, where the tower sees an
+        image as several tiles. In proportion to their places if this is not overridden; 0: the whole tile goes."""
+        return share_out(keep, [len(tile.features) for tile in tiles])
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         """The same on the embeddings of one image, behind the projector."""

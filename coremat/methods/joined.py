@@ -16,6 +16,7 @@ TOKEN_SLOTS = (
     "stages",
     "tower_layers",
     "before_projector",
+    "share_tiles",
     "before_decoder",
     "smaller_grids",
     "score",
@@ -73,6 +74,9 @@ class Joined(Method):
 
     def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
         return self.tokens.before_projector(_for_tokens(image), keep)
+
+    def share_tiles(self, tiles: Sequence[ImageView], keep: int) -> Sequence[int]:
+        return self.tokens.share_tiles([_for_tokens(tile) for tile in tiles], keep)
 
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         return self.tokens.before_decoder(_for_tokens(image), keep)

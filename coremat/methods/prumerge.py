@@ -19,8 +19,8 @@ import torch
 from torch.nn import functional
 
 from coremat.methods.base import Method, Reduction, Stage
-from coremat.methods.common.attention import class_attention
 from coremat.methods.common.grid import centres
+from coremat.methods.common.outliers import outliers
 from coremat.methods.common.picks import highest
 from coremat.methods.options import Budget, Count, Positions
 from coremat.methods.views import ImageView
@@ -57,7 +57,7 @@ class PruMerge(Method):
         """Choose tokens, add to each its nearest neighbours, and gather what was dropped in one extra token."""
         attention = self._attention(image)
         if keep is None:
-            chosen, extra = outliers(attention, self.plus, self.fence), True
+            chosen, extra = adaptive(attention, self.plus, self.fence), True
         else:
             extra = 1 < keep < len(attention)
             chosen = fixed(attention, keep - extra, self.plus)
@@ -66,9 +66,7 @@ class PruMerge(Method):
         return self._merged(image, attention, chosen, extra)
 
     def _attention(self, image: ImageView) -> torch.Tensor:
-        tower = image.tower[self.tower_layer]
-        queries, keys = (rows.flatten(1)[:, None] for rows in (tower.queries, tower.keys))
-        return class_attention(queries, keys, len(image.features))[0]
+        return image.tower[self.tower_layer].one_head.attention()[0]
 
     def _merged(self, image: ImageView, attention: torch.Tensor, chosen: torch.Tensor, extra: bool) -> Reduction:
         features, places = image.features.float(), chosen.nonzero()[:, 0]
@@ -92,16 +90,14 @@ class PruMergePlus(PruMerge):
     plus: ClassVar[bool] = True
 
 
-def outliers(attention: torch.Tensor, plus: bool, fence: float = 1.5) -> torch.Tensor:
+def adaptive(attention: torch.Tensor, plus: bool, fence: float = 1.5) -> torch.Tensor:
     """The n places above the third quartile by more than `fence` interquartile ranges. Returns bool [N].
 
     PruMerge+ adds those at every N / 3n-th place from the first one on, the last place excepted.
     """
-    low, high = attention.quantile(attention.new_tensor([0.25, 0.75]))
-    count = max(1, int((attention > high + fence * (high - low)).sum()))
-    chosen = highest(attention, count)
+    chosen = outliers(attention, fence)
     if plus:
-        chosen[: -1 : max(1, len(chosen) // (3 * count))] = True
+        chosen[: -1 : max(1, len(chosen) // (3 * int(chosen.sum())))] = True
     return chosen
 
 

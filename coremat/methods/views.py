@@ -2,15 +2,17 @@
 
     LayerView   one decoder layer while it read the prompt: B sequences, of which T tokens each are present
     PromptView  the whole prompt as the decoder gets it: S tokens each
-    ImageView   one image or video on its way to the decoder: N places
-    TowerView   one attention layer of the vision tower, for one image
+    ImageView   one image or video on its way to the decoder, or one tile of it: N places
+    TowerView   one attention layer of the vision tower, for what the tower sees at once
+    Question    what the prompt of an image says, as text and as the decoder's embeddings
 
 Padding is in no result: scores of what is not `valid` are never read.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -20,6 +22,8 @@ from coremat.methods.common.attention import attention_weights, class_attention
 
 Voters = Literal["all", "text", "last"]
 Rows = Literal["last"] | torch.Tensor
+Area = tuple[Fraction, Fraction, Fraction, Fraction]
+WHOLE: Area = (Fraction(0), Fraction(0), Fraction(1), Fraction(1))
 
 
 class Lazy:
@@ -196,11 +200,14 @@ class LayerView(Lazy):
 
 @dataclass(frozen=True)
 class TowerView:
-    """queries, keys: [1 + N, heads, d], the class token first, or [N, heads, d] in a tower without one."""
+    """queries, keys: [1 + places, heads, d], the class token first, or [places, heads, d] in a tower without one.
+    visible: int64 [N], those of the places that are an image's own; the others are padding, which attention goes to and
+    nothing keeps. None: all, N = places."""
 
     queries: torch.Tensor
     keys: torch.Tensor
     places: int
+    visible: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("queries", "keys"):
@@ -214,11 +221,34 @@ class TowerView:
     @property
     def patch_keys(self) -> torch.Tensor:
         """float32 [N, heads, d]."""
-        return self.keys[-self.places :].float()
+        keys = self.keys[-self.places :].float()
+        return keys if self.visible is None else keys[self.visible]
+
+    @property
+    def one_head(self) -> "TowerView":
+        """The same with all heads side by side as one."""
+        queries, keys = (rows.flatten(1)[:, None] for rows in (self.queries, self.keys))
+        return replace(self, queries=queries, keys=keys)
 
     def attention(self) -> torch.Tensor:
         """What the class token attends to, or, without one, what each patch receives: float32 [heads, N]."""
-        return class_attention(self.queries, self.keys, self.places)
+        weights = class_attention(self.queries, self.keys, self.places)
+        return weights if self.visible is None else weights[:, self.visible]
+
+
+class Question(Lazy):
+    """What the prompt of an image says; the same object for all images of a sequence."""
+
+    @property
+    def text(self) -> str:
+        """The question in words. ConfigError where the session was told none."""
+        return self.part("text")
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """[q, H]: the decoder's embeddings of the text behind the sequence's last image, or, where none is, of all its
+        text; there for `before_decoder`."""
+        return self.part("embeddings")
 
 
 @dataclass(frozen=True)
@@ -226,10 +256,14 @@ class ImageView:
     """grids: its rectangles of places, (rows, columns) each, in the order of the places; features: [N, C], what the
     projector gets (before it) or the decoder's embeddings (behind it); class_token: [C], at the same layer, None for
     towers without one; tower: the layers that the method asked for, by the index that it gave; state: what the
-    method's `setup` returned."""
+    method's `setup` returned; question: of its prompt; area: what part of the image it shows, top, left, bottom and
+    right as shares of height and width; project: before the projector, what the projector makes of features [n, C]."""
 
     features: torch.Tensor
     grids: Sequence[tuple[int, int]] = ()
     class_token: torch.Tensor | None = None
     tower: Mapping[int, TowerView] = field(default_factory=dict)
     state: Any = None
+    question: Question = field(default_factory=lambda: Question({}))
+    area: Area = WHOLE
+    project: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -1,7 +1,8 @@
 """What the rest of coremat may know of a model family. One subclass per family, in the file of its `model_type`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from coremat.errors import DataError, UnsupportedError
 from coremat.hooks import Hooks
-from coremat.models.grids import Grids, images_of, taken
+from coremat.models.grids import Grids, Tile, count_tokens, images_of, taken
 from coremat.models.image_views import ImageViews, plain_views
 from coremat.models.resizable_towers import ResizableTower
 from coremat.models.shape import DecoderShape
@@ -161,6 +162,17 @@ class Adapter(ABC):
         """The rectangles of each piece (an image, or a tile where all tiles are alike) that stands for the image
         placeholder, in the order of the prompts; endless where no piece differs from another."""
 
+    def image_tiles(self, input_ids: torch.Tensor, inputs: Mapping[str, Any]) -> list[tuple[Tile, ...]]:
+        """What the tower sees of each image, in the order in which it sees it, of families with `vision_layers`;
+        arguments as of `image_grids`, which has found that they fit each other."""
+        ids = input_ids.cpu()
+        pieces = zip(self.image_pieces(inputs), self.piece_tiles(inputs), strict=False)
+        return [_tiles_of(tokens, pieces) for _, tokens in images_of(ids, self.visual_index(ids))]
+
+    def piece_tiles(self, inputs: Mapping[str, Any]) -> Iterable[tuple[Tile, ...]]:
+        """The tiles of each of `image_pieces`."""
+        return ()
+
     def video_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
         """The same for the video placeholder, of families that have one."""
         return ()
@@ -239,6 +251,17 @@ def _check_projection(linear: Any, place: str, owners: dict[int, str]) -> None:
         raise UnsupportedError(f"{place} shares its weights with {owners[id(weight)]}; accepted: weights of its own.")
 
 
+def _tiles_of(tokens: int, pieces: Iterator[tuple[Grids, tuple[Tile, ...]]]) -> tuple[Tile, ...]:
+    """Of an image of `tokens` tokens: one piece, or several where images with nothing between them count as one."""
+    tiles: tuple[Tile, ...] = ()
+    found = 0
+    while found < tokens:
+        grids, own = next(pieces)
+        tiles += tuple(replace(tile, tokens=tile.tokens + found) for tile in own)
+        found += count_tokens(grids)
+    return tiles
+
+
 def _by_count(visual: torch.Tensor, per_image: int) -> torch.Tensor:
     counts = visual.sum(1)
     if (counts % per_image).any():
@@ -247,6 +270,14 @@ def _by_count(visual: torch.Tensor, per_image: int) -> torch.Tensor:
             f"accepted: a multiple of {per_image}, the tokens of one image."
         )
     return torch.where(visual, (visual.cumsum(1) - 1) // per_image, -1)
+
+
+def clip_layers(model: Any) -> Any:
+    """The layers of a CLIP tower, which has a class token; None for another tower."""
+    if getattr(model.config.vision_config, "model_type", "") != "clip_vision_model":
+        return None
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower).encoder.layers
 
 
 def refuse_window(window: int | None) -> None:

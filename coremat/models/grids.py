@@ -1,22 +1,45 @@
 """How the tokens of an image lie on it: rectangles of rows and columns, whose tokens follow each other row by row."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
 import torch
 
 from coremat.errors import DataError
+from coremat.methods.views import WHOLE, Area
 
 Grid = tuple[int, int]
 Grids = tuple[Grid, ...]
 ONE_TOKEN: Grid = (1, 1)  # a class token, or a newline behind a view
 
 
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """What a tower sees at once of an image. patches: int64 [n], those that have a token; tokens: int64 [n], these
+    tokens, counted over the image; grids: their rectangles; area: the part of the image, top, left, bottom and right as
+    shares of height and width."""
+
+    patches: torch.Tensor
+    tokens: torch.Tensor
+    grids: Grids
+    area: Area = WHOLE
+
+    @classmethod
+    def whole(cls, tokens: int) -> "Tile":
+        """A view of the whole image, whose tokens come first."""
+        return cls(torch.arange(tokens), torch.arange(tokens), view(tokens))
+
+
 def view(tokens: int) -> Grids:
     """One view by a square tower; a class token that is kept stands before it."""
     side = isqrt(tokens)
     return (ONE_TOKEN, (side, side)) if tokens > side * side else ((side, side),)
+
+
+def count_tokens(grids: Grids) -> int:
+    return sum(rows * columns for rows, columns in grids)
 
 
 def given(inputs: Mapping[str, Any], name: str) -> torch.Tensor:
@@ -52,7 +75,7 @@ def taken(tokens: int, pieces: Iterator[Grids]) -> Grids:
         if piece is None:
             raise DataError("the prompts have more images or videos than the inputs tell sizes of; accepted: as many.")
         grids += piece
-        found += sum(rows * columns for rows, columns in piece)
+        found += count_tokens(piece)
     if found > tokens:
         raise DataError(
             f"an image or video has {tokens} tokens in its prompt and {found} by its size; accepted: as many."

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
-from coremat.models.adapter import Adapter, refuse_window
-from coremat.models.grids import Grids, view
+from coremat.models.adapter import Adapter, clip_layers, refuse_window
+from coremat.models.grids import Grids, Tile, view
 from coremat.models.resizable_towers import ResizableTower, clip_towers
 
 
@@ -20,10 +20,7 @@ class LlavaAdapter(Adapter):
 
     @property
     def vision_layers(self) -> Any:
-        tower = self.model.model.vision_tower
-        if getattr(self.model.config.vision_config, "model_type", "") != "clip_vision_model":
-            return None
-        return getattr(tower, "vision_model", tower).encoder.layers
+        return clip_layers(self.model)
 
     @property
     def resizable_towers(self) -> Sequence[ResizableTower]:
@@ -45,3 +42,6 @@ class LlavaAdapter(Adapter):
 
     def image_pieces(self, inputs: Mapping[str, Any]) -> Iterable[Grids]:
         return repeat(view(self.image_tokens))
+
+    def piece_tiles(self, inputs: Mapping[str, Any]) -> Iterable[tuple[Tile, ...]]:
+        return repeat((Tile.whole(self.image_tokens),))

@@ -5,13 +5,15 @@ them count as one (the chat templates put a line break there).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from math import isqrt
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from coremat.models.grids import Grid, Grids, given, view
+from coremat.models.adapter import clip_layers
+from coremat.models.grids import Grid, Grids, Tile, given, view
 from coremat.models.image_views import ImageViews
 from coremat.models.resizable_towers import ResizableTower, clip_towers
 from coremat.models.runs import Runs, RunsAdapter, square_patches
@@ -23,6 +25,14 @@ class LlavaNextAdapter(RunsAdapter):
         """Tokens of the view of the whole image, which stand before those of its tiles."""
         return square_patches(self.model.config.vision_config)
 
+    @property
+    def vision_layers(self) -> Any:
+        return clip_layers(self.model)
+
+    @property
+    def feature_layer(self) -> int:
+        return self.model.config.vision_feature_layer
+
     def image_pieces(self, inputs: Mapping[str, Any]) -> Iterator[Grids]:
         """The whole view, then the tiles as one rectangle, whose last column are the newlines."""
         for height, width in given(inputs, "image_sizes").tolist():
@@ -31,24 +41,49 @@ class LlavaNextAdapter(RunsAdapter):
 
     def tiled(self, height: int, width: int) -> Grid:
         """Rows and columns of patches of all tiles together, without padding, for an image of so many pixels."""
-        side, (rows, columns) = isqrt(self.whole_view), self.tiles(height, width)
-        tall, wide = self.unpadded(torch.empty(rows * side, columns * side), height, width).shape
-        return tall, wide
+        rows, columns = self.patch_map(height, width).shape
+        return rows, columns
 
-    def tiles(self, height: int, width: int) -> Grid:
-        """Rows and columns of the tiles of an image of so many pixels."""
-        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+    def patch_map(self, height: int, width: int) -> torch.Tensor:
+        """int64 [rows, columns]: the patch behind each place of all tiles together, without padding, for an image of so
+        many pixels: tile times patches of a tile, plus the patch in its tile."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-        config = self.model.config
-        return get_anyres_image_grid_shape(
+        config, side = self.model.config, isqrt(self.whole_view)
+        rows, columns = get_anyres_image_grid_shape(
             (height, width), config.image_grid_pinpoints, config.vision_config.image_size
         )
+        by_tile = torch.arange(rows * columns * side * side).view(rows, columns, side, side)
+        return unpad_image(by_tile.transpose(1, 2).reshape(1, rows * side, columns * side), (height, width))[0]
 
-    def unpadded(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """[rows, columns] of all tiles together, without what pads an image of so many pixels."""
-        from transformers.models.llava_next.modeling_llava_next import unpad_image
+    def tile_count(self, height: int, width: int) -> int:
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-        return unpad_image(patches[None], (height, width))[0]
+        config = self.model.config
+        return (
+            image_size_to_num_patches((height, width), config.image_grid_pinpoints, config.vision_config.image_size) - 1
+        )
+
+    def piece_tiles(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tile, ...]]:
+        """The whole view and each tile. Newlines have no patch."""
+        for height, width in given(inputs, "image_sizes").tolist():
+            patches = self.patch_map(height, width)
+            tiles = range(self.tile_count(height, width))
+            yield Tile.whole(self.whole_view), *(self._tile(patches, number) for number in tiles)
+
+    def _tile(self, patches: torch.Tensor, number: int) -> Tile:
+        """One tile of a `patch_map`; without places where it is padding as a whole."""
+        rows, columns = (patches // self.whole_view == number).nonzero(as_tuple=True)
+        if not len(rows):
+            return Tile(rows, columns, (), (Fraction(0),) * 4)
+        (top, bottom), (left, right) = ((int(line.min()), int(line.max()) + 1) for line in (rows, columns))
+        height, width = patches.shape
+        return Tile(
+            patches[rows, columns] % self.whole_view,
+            self.whole_view + rows * (width + 1) + columns,
+            ((bottom - top, right - left),),
+            (Fraction(top, height), Fraction(left, width), Fraction(bottom, height), Fraction(right, width)),
+        )
 
     @property
     def resizable_towers(self) -> Sequence[ResizableTower]:
@@ -61,17 +96,16 @@ class LlavaNextAdapter(RunsAdapter):
 
     def _views(self, images: Sequence[tuple[int, int]]) -> ImageViews:
         """Of images (height, width) with nothing between them, which count as one."""
-        side, views = isqrt(self.whole_view), 0
-        shown, overviews = [], []
+        places, overviews, views = [], [], 0
         for height, width in images:
-            rows, columns = self.tiles(height, width)
-            own = torch.arange((1 + rows * columns) * side**2).view(-1, side, side) + views * side**2
-            tiles = own[1:].view(rows, columns, side, side).transpose(1, 2).reshape(rows * side, columns * side)
-            shown += [own[0].flatten(), *functional.pad(self.unpadded(tiles, height, width), (0, 1), value=-1)]
             overviews.append(views)
-            views += 1 + rows * columns
-        group = torch.arange(len(shown)).repeat_interleave(torch.tensor([len(part) for part in shown]))
-        return ImageViews((side, side), views, torch.cat(shown), group, tuple(overviews))
+            first = views * self.whole_view
+            tiles = self.patch_map(height, width) + first + self.whole_view
+            places += [torch.arange(first, first + self.whole_view), *functional.pad(tiles, (0, 1), value=-1)]
+            views += 1 + self.tile_count(height, width)
+        group = torch.arange(len(places)).repeat_interleave(torch.tensor([len(part) for part in places]))
+        side = isqrt(self.whole_view)
+        return ImageViews((side, side), views, torch.cat(places), group, tuple(overviews))
 
     def image_starts(self, runs: Runs) -> torch.Tensor:
         whole, image = self.whole_view, runs.kinds == self.model.config.image_token_id

@@ -20,6 +20,7 @@ from coremat.models.runs import Runs
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
     takes_videos = True
+    vision_layers = None  # views are resized behind the projector, so that a token has no patch of its own
 
     @property
     def resizable_towers(self) -> Sequence[ResizableTower]:

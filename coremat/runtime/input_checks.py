@@ -67,12 +67,15 @@ def sample_seeds(input_ids: torch.Tensor, valid: torch.Tensor) -> list[int]:
 
 
 def _seeds(ids: torch.Tensor, valid: torch.Tensor, given: Sequence[int] | None) -> Sequence[int]:
-    if given is None:
-        return sample_seeds(ids, valid)
-    beams, rest = divmod(len(ids), len(given) or len(ids) + 1)
+    return sample_seeds(ids, valid) if given is None else for_each_row(given, len(ids), "sample_seeds")
+
+
+def for_each_row(given: Sequence[Any], rows: int, name: str) -> list[Any]:
+    """What was given once per prompt, for all its beams. ConfigError for another number of prompts."""
+    beams, rest = divmod(rows, len(given) or rows + 1)
     if rest or not beams:
-        raise ConfigError(f"{len(given)} sample_seeds for {len(ids)} sequences; accepted: one each.")
-    return [seed for seed in given for _ in range(beams)]
+        raise ConfigError(f"{len(given)} {name} for {rows} sequences; accepted: one each.")
+    return [one for one in given for _ in range(beams)]
 
 
 def check_continuation(adapter: Adapter, given: Mapping[str, Any], own_cache: Any) -> None:

@@ -15,3 +15,11 @@ def check_reduction(method: Method, reduction: Reduction, features: torch.Tensor
         )
     if merged is not None and merged.shape != features.shape:
         raise UnsupportedError(f"{name} merges into {tuple(merged.shape)}; accepted: {tuple(features.shape)}.")
+
+
+def check_budget(method: Method, reduction: Reduction, features: torch.Tensor, keep: int | None) -> None:
+    """The same, and for one that keeps nothing, or more than `keep` (None: the method's own rule) of an image."""
+    check_reduction(method, reduction, features)
+    kept = int(reduction.keep.sum())
+    if kept < 1 or (keep is not None and kept > keep):
+        raise UnsupportedError(f"{method.label} keeps {kept} tokens of an image; accepted: 1 to {keep}, its budget.")

@@ -36,6 +36,7 @@ from coremat.runtime.cache import check_cache, in_place_cache, shorten
 from coremat.runtime.decode_groups import DecodeGroup, groups_of
 from coremat.runtime.input_checks import NO_CACHE, PIXELS, check_continuation, check_generate, read_prompt
 from coremat.runtime.prompt import Prompt
+from coremat.runtime.questions import Questions
 from coremat.runtime.stages import TokenStages, check_stages
 from coremat.runtime.stats import SequenceStats
 from coremat.runtime.vision import BeforeDecoder
@@ -84,25 +85,28 @@ def session_of(model: nn.Module) -> "Session | None":
 
 
 class Session:
-    """One model under one method. `sample_seeds` (one per sequence), if given, replaces the seeds of random choices."""
+    """One model under one method. `sample_seeds` (one per sequence), if given, replaces the seeds of random choices.
+    `questions` are for methods that read the question as text: one text per sequence, or what makes a text of the ids
+    of a prompt's text tokens."""
 
     def __init__(self, adapter: Adapter, method: Method, backend: str = "auto") -> None:
         self.adapter, self.method, self.hooks = adapter, method, Hooks()
         self.layers = list(adapter.layers)
         self.sample_seeds: Sequence[int] | None = None
+        self.questions: Questions | None = None
         check_backend(backend)
         if method.prunes_tokens and adapter.tokens_unsupported is not None:
             raise UnsupportedError(adapter.tokens_unsupported)
-        state = method.setup(adapter.model)
         stages = check_stages(method, adapter)
         first = [stage for stage in stages if stage.after == 0]
-        self._before = BeforeDecoder(adapter, method, first[0], state) if first else None
-        self._stages = TokenStages(adapter, method, [stage for stage in stages if stage.after], state)
         if lacking := sorted(method.needs - adapter.provides):
             raise UnsupportedError(
                 f"{method.label} needs a {' and a '.join(lacking)}; {type(adapter.model).__name__} gives "
                 f"{', '.join(sorted(adapter.provides)) or 'nothing that a method may need'}."
             )
+        state = method.setup(adapter.model)
+        self._before = BeforeDecoder(adapter, method, first[0], state) if first else None
+        self._stages = TokenStages(adapter, method, [stage for stage in stages if stage.after], state)
         self._window = adapter.window if stages else None
         self._ffn = self._make_ffns(backend, state) if method.prunes_neurons else []
         self._outputs = WholeOutputs()
@@ -244,7 +248,7 @@ class Session:
                 self._generating = True
                 try:
                     if self._before is not None and ids is not None and kwargs.get("past_key_values") is None:
-                        self._before.announce(ids, kwargs)
+                        self._before.announce(ids, kwargs, self.questions)
                     cache = in_place_cache(self.adapter.model, kwargs)
                     return generate(*args, **(kwargs if cache is None else kwargs | {"past_key_values": cache}))
                 except ValueError as error:
@@ -282,7 +286,7 @@ class Session:
         self._prompt = read_prompt(self.adapter, given, self._needs_ids, self.sample_seeds)
         pixels = any(given.get(name) is not None for name in PIXELS)
         if self._before is not None and ids is not None and (pixels or not self._generating):
-            self._before.announce(ids, given)
+            self._before.announce(ids, given, self.questions)
 
     @property
     def _needs_ids(self) -> bool:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from coremat.errors import CorematError, UnsupportedError
+from coremat.errors import CorematError, MissingError, UnsupportedError
 from coremat.methods import registry
 from coremat.methods.base import Method
 from coremat.models.architecture import bare_model, shipped_config
@@ -52,9 +52,20 @@ def why_unsupported(model: Any, method: Method, kind: type[CorematError] = Corem
 
 
 def method_support(config: Any) -> dict[str, str | None]:
-    """For each of coremat's own methods why a model with this Hugging Face config cannot run it; None if it can."""
+    """For each of coremat's own methods why a model with this Hugging Face config cannot run it; None if it can, be it
+    with files that are not on this machine."""
     shell = bare_model(config, "meta")
-    return {name: why_unsupported(shell, registry.parse(name)) for name in registry.modules()}
+    return {name: _why_lacking(shell, registry.parse(name)) for name in registry.modules()}
+
+
+def _why_lacking(model: Any, method: Method) -> str | None:
+    try:
+        check(model, method)
+    except MissingError:
+        return None
+    except CorematError as error:
+        return str(error)
+    return None
 
 
 def summary(support: Mapping[str, str | None]) -> str:

@@ -9,6 +9,7 @@ of coremat or of the method is a failure, in the words of the error.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,6 +25,7 @@ from coremat.methods.base import Method, Reduction, Stage
 from coremat.methods.budget import budget
 from coremat.methods.views import ImageView, LayerView
 from coremat.models.families import adapter_for
+from coremat.runtime.questions import spelled
 from coremat.runtime.session import Session, check
 from coremat.testing.answers import Answer, answer
 from coremat.testing.dense_reference import chosen, hidden_and_silenced, merged_states
@@ -117,6 +119,14 @@ def tiny(family: Family, dtype: torch.dtype = torch.float32) -> Any:
     return models[family.name, dtype]
 
 
+@contextmanager
+def _applied(model: Any, method: Method) -> Iterator[Session]:
+    """Dummy prompts have words, too, for methods that read them."""
+    with coremat.apply(model, method) as session:
+        session.questions = spelled
+        yield session
+
+
 # --- dropped equals hidden -------------------------------------------------------------------------------------------
 
 
@@ -140,7 +150,7 @@ def _compared(method: Method, model: Any, inputs: Mapping[str, Any], **options: 
 
 
 def _sparse(method: Method, model: Any, inputs: Mapping[str, Any], **options: Any) -> tuple[Answer, Any]:
-    with coremat.apply(model, method) as session, merged_states(session) as merged:
+    with _applied(model, method) as session, merged_states(session) as merged:
         sparse = answer(model, dict(inputs), NEW, **options)
         return sparse, chosen(session, merged)
 
@@ -157,7 +167,7 @@ def _same(found: Answer, expected: Answer) -> float:
 def second_turn(method: Method, family: Family) -> float:
     """New text after the answer, on the cache that is left: as after the dense answer with hidden tokens."""
     model, inputs = tiny(family), family.batch("left-padded")
-    with coremat.apply(model, method) as session, merged_states(session) as merged:
+    with _applied(model, method) as session, merged_states(session) as merged:
         sparse = _two_turns(model, inputs)
         choice = chosen(session, merged)
     with hidden_and_silenced(model, method, choice):
@@ -225,6 +235,9 @@ class KeepsEverything(Method):
     def before_projector(self, image: ImageView, keep: int | None) -> Reduction:
         return self.method.before_projector(image, keep)
 
+    def share_tiles(self, tiles: Sequence[ImageView], keep: int) -> Sequence[int]:
+        return self.method.share_tiles(tiles, keep)
+
     def before_decoder(self, image: ImageView, keep: int | None) -> Reduction:
         return self.method.before_decoder(image, keep)
 
@@ -258,7 +271,7 @@ def a_row_alone_as_in_a_batch(method: Method, family: Family) -> None:
 
 def _picks(method: Method, model: Any, inputs: Mapping[str, Any]) -> tuple[list[Any], torch.Tensor]:
     """For each row the image tokens and the neurons that it keeps, and its answer."""
-    with coremat.apply(model, method) as session:
+    with _applied(model, method) as session:
         tokens = answer(model, dict(inputs), NEW).tokens
         neurons = session.prompt.neurons
         rows = [
@@ -272,10 +285,10 @@ def prompt_after_prompt(method: Method, family: Family) -> None:
     """A prompt leaves nothing to the next one in the same block."""
     model = tiny(family)
     first, second = family.batch("one"), family.batch("left-padded")
-    with coremat.apply(model, method):
+    with _applied(model, method):
         answer(model, second, NEW)
         later = answer(model, first, NEW).logits
-    with coremat.apply(model, method):
+    with _applied(model, method):
         fresh = answer(model, first, NEW).logits
     if not torch.equal(later, fresh):
         raise Broken("a prompt is answered otherwise after another one")
@@ -284,7 +297,7 @@ def prompt_after_prompt(method: Method, family: Family) -> None:
 def bfloat16(method: Method, family: Family) -> None:
     """It runs in half precision: finite logits."""
     model, inputs = tiny(family, torch.bfloat16), family.batch("left-padded", torch.bfloat16)
-    with coremat.apply(model, method):
+    with _applied(model, method):
         if not answer(model, inputs, NEW).logits.isfinite().all():
             raise Broken("logits are not finite in bfloat16")
 
@@ -295,7 +308,7 @@ def static_step(method: Method, family: Family) -> None:
     why = why_unsupported(adapter_for(model))
     if why is not None:
         raise NotApplicable(why)
-    with coremat.apply(model, method) as session:
+    with _applied(model, method) as session:
         tokens = answer(model, inputs, NEW).tokens
         static = GraphDecoder(model, session, NEW, len(tokens)).generate(inputs, NEW)
     if not torch.equal(static, tokens):
@@ -311,7 +324,7 @@ def budget_is_spent(method: Method, family: Family) -> None:
     if not stages or method.takes("recycle"):
         raise NotApplicable("it merges tokens" if stages else "how many tokens stay is its own rule")
     for name in (name for name in BATCHES if name in family.batches):
-        with coremat.apply(tiny(family), method) as session:
+        with _applied(tiny(family), method) as session:
             answer(tiny(family), family.batch(name), 1)
             _check_budget(session, stages[-1], name)
 
@@ -332,7 +345,7 @@ def _check_budget(session: Session, stage: Stage, batch: str) -> None:
 def schedule_is_observed(method: Method, family: Family) -> None:
     """What each layer sees, and what its cache holds, are those that are counted beforehand from the method."""
     model, inputs = tiny(family), family.batch("one")
-    with coremat.apply(model, method) as session:
+    with _applied(model, method) as session:
         cache = answer(model, inputs, 1).cache
         [row] = session.stats
         kept = [int(s.kept.counts[0, 0]) for s in session.prompt.segments if s.stage is not None]
@@ -362,7 +375,7 @@ def only_what_is_declared_is_hooked(method: Method, family: Family) -> None:
     model, decoder = tiny(family), adapter_for(tiny(family)).decoder
     answer(model, family.batch("one"), 1)
     before = _hooked(model)
-    with coremat.apply(model, method):
+    with _applied(model, method):
         inside = _hooked(model) - before
     layers = {name for name, module in decoder.named_modules() if module in set(adapter_for(model).layers)}
     touched = {name for name in inside if any(name.endswith(layer) for layer in layers)}
@@ -378,7 +391,7 @@ def restored(method: Method, family: Family) -> None:
     model, inputs = tiny(family), family.batch("one")
     answers = answer(model, inputs, 2).logits  # first, for transformers leaves hooks of its own at a model's first call
     before, hooked = _state(model), _hooked(model)
-    with coremat.apply(model, method):
+    with _applied(model, method):
         answer(model, inputs, NEW)
     if more := _hooked(model) - hooked:
         raise Broken(f"hooks or attributes are left behind on {', '.join(sorted(more)[:3])}")
