@@ -48,7 +48,7 @@ def read(questions, batch="left-padded", projector=True, **options):
     with coremat.apply(model, Reads(projector)) as session:
         session.questions = questions
         answer(model, FAMILY.batch(batch), 1, **options)
-        return session._before.state
+        return session._before._state
 
 
 def words(ids):
@@ -77,7 +77,7 @@ def test_a_model_that_is_called_without_generate_has_them_too():
     with coremat.apply(model, Reads()) as session, torch.no_grad():
         session.questions = ["a"]
         model(**FAMILY.batch("one"))
-        assert session._before.state == ["a"]
+        assert session._before._state == ["a"]
 
 
 def test_nothing_is_decoded_that_is_not_read():
