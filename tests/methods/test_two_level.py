@@ -1,5 +1,7 @@
 """Two levels of choice against loops: candidates by the prompt, of them each token's best gates."""
 
+import copy
+
 import pytest
 import torch
 from neuron_views import layer_view
@@ -40,18 +42,15 @@ def best(gates: list[float], core: list[int], count: int, norms: list[float]) ->
 
 def two_level(mlp: Gated, x: torch.Tensor, core: list[list[int]], count: int, weighted: bool) -> torch.Tensor:
     """Token by token, in float64."""
-    gate, up, down = (functional.linear, mlp.gate_proj), (functional.linear, mlp.up_proj), mlp.down_proj
-    norms = down.weight.double().norm(dim=0).tolist() if weighted else [1.0] * 20
+    exact = copy.deepcopy(mlp).double()
+    norms = exact.down_proj.weight.norm(dim=0).tolist() if weighted else [1.0] * 20
     out = torch.zeros(*x.shape, dtype=torch.float64)
     for b, sequence in enumerate(x.double()):
         for t, token in enumerate(sequence):
-            gates, ups = (
-                of(token, m.weight.double(), None if m.bias is None else m.bias.double()) for of, m in (gate, up)
-            )
-            gates = functional.silu(gates)
+            gates, ups = functional.silu(exact.gate_proj(token)), exact.up_proj(token)
             used = best(gates.tolist(), core[b % len(core)], count, norms)
-            out[b, t] = down.weight.double()[:, used] @ (gates * ups)[used]
-            out[b, t] += 0 if down.bias is None else down.bias.double()
+            used_alone = torch.zeros(20, dtype=torch.float64).index_fill_(0, torch.tensor(used), 1)
+            out[b, t] = exact.down_proj(gates * ups * used_alone)
     return out
 
 
