@@ -6,11 +6,14 @@ by the weights of its samples for products. The first is as fast as the bytes th
 twice that, which is still less than all rows where less than half of them are wanted.
 """
 
+from functools import cache
+
 import torch
 from torch.nn import functional
 
 from coremat.ffn import kernels
 
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BAGS = 8  # partial sums that share the reading of the rows between threads
 
 
@@ -20,11 +23,10 @@ def reads_rows(rows: torch.Tensor) -> bool:
 
 
 def _has_kernels(rows: torch.Tensor) -> bool:
-    if rows.device.type != "cuda" or not kernels.available(rows.device):
-        return False
-    from coremat.ffn.kernels.core_rows import DTYPES
+    return rows.stride(1) == 1 and rows.dtype in KERNEL_DTYPES and _kernels_on(rows.device)
 
-    return rows.dtype in DTYPES
+
+_kernels_on = cache(kernels.available)  # asked at every step of every matrix
 
 
 def summed_rows(weights: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

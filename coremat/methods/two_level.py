@@ -5,6 +5,9 @@ activations or by GRIFFIN's score; their gates are computed at every token, and 
 |act(gate)| get their rows of `up_proj` and their columns of `down_proj`. With a share c of candidates and k for each
 token a decode step reads c / 3 + 2 k / 3 of an FFN. That |act(gate)| tells which activations are large is CATS (Lee et
 al., 2024, arXiv 2404.08763), where every gate is computed and a threshold decides.
+
+That is what is read on a CPU, and on CUDA with Triton, by a step whose tokens together want fewer rows than there are
+(a batch soon wants more); otherwise up and down are read whole, and the other neurons are zeros.
 """
 
 from dataclasses import dataclass

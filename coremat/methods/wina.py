@@ -5,6 +5,9 @@ Chen et al., "WINA: Weight Informed Neuron Activation for Accelerating Large Lan
 per token; the other inputs are taken to be zero, so that their columns need not be read. Nothing is trained or
 calibrated.
 
+Columns that are not wanted are not read at all on a CPU, and on CUDA with Triton, of a step whose tokens together want
+fewer than there are (a batch soon wants more); otherwise the matrix is read whole, and the other inputs are zeros.
+
 Departures: the weights are used as they are, not turned beforehand so that columns are orthogonal; one share for all
 matrices, where layers may have shares of their own by a greedy search; the prompt runs dense.
 """
