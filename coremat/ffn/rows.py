@@ -6,8 +6,6 @@ by the weights of its samples for products. The first is as fast as the bytes th
 twice that, which is still less than all rows where less than half of them are wanted.
 """
 
-from functools import cache
-
 import torch
 from torch.nn import functional
 
@@ -26,7 +24,14 @@ def _has_kernels(rows: torch.Tensor) -> bool:
     return rows.stride(1) == 1 and rows.dtype in KERNEL_DTYPES and _kernels_on(rows.device)
 
 
-_kernels_on = cache(kernels.available)  # asked at every step of every matrix
+def _kernels_on(device: torch.device) -> bool:
+    """Asked at every step of every matrix, so answered from a table; not `functools.cache`, which compilers ignore."""
+    if device not in _answers:
+        _answers[device] = kernels.available(device)
+    return _answers[device]
+
+
+_answers: dict[torch.device, bool] = {}
 
 
 def summed_rows(weights: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
