@@ -35,7 +35,8 @@ class Row:
     `Record.has_own_scale` says so as lmms-eval gave them.
     agreement_with_dense: per cent. hard_score: per cent, on the hard_samples questions that dense gets right and the
     downsampled model (`config["hard_by"]`) wrong. image_tokens: seen, of which image_tokens_kept.
-    neurons: FFN neurons of a decoder layer, of which neurons_kept. kv_cache_mib: after prefill, all layers.
+    neurons: FFN neurons of a decoder layer, of which neurons_kept. ffn_read_mib: what one new token reads of the
+    weights of all FFNs, with what the method adds in order to choose. kv_cache_mib: after prefill, all layers.
     first_token_ms: from the start of `generate` until the scores of the first new token are there, vision tower
     included, divided by the rows of the batch; it is not a bench's prefill, which is the decoder's, of the whole batch.
     """
@@ -50,6 +51,7 @@ class Row:
     image_tokens_kept: float | None = None
     neurons: float | None = None
     neurons_kept: float | None = None
+    ffn_read_mib: float | None = None
     prefill_tflops: float | None = None
     kv_cache_mib: float | None = None
     first_token_ms: float | None = None
@@ -73,7 +75,8 @@ class Row:
 ROW_FIELDS = tuple(one.name for one in fields(Row))
 TEXT_FIELDS = ("method", "task", "metric")
 NUMBER_FIELDS = tuple(name for name in ROW_FIELDS if name not in TEXT_FIELDS)
-SCHEMA_2_FIELDS = tuple(name for name in ROW_FIELDS if name not in ("hard_score", "hard_samples"))
+SCHEMA_3_FIELDS = ("ffn_read_mib", "hard_score", "hard_samples")
+SCHEMA_2_FIELDS = tuple(name for name in ROW_FIELDS if name not in SCHEMA_3_FIELDS)
 SCHEMA_1_FIELDS = tuple("prefill_ms" if name == "first_token_ms" else name for name in SCHEMA_2_FIELDS)
 
 
@@ -167,7 +170,7 @@ def read_document(path: Path, *kinds: str) -> dict[str, Any]:
     schema = read_field(path, document, "schema", int)
     if schema not in ROWS_BY_SCHEMA:
         advice = ": update coremat" if schema > SCHEMA else ""
-        known = f"{', '.join(map(str, range(1, SCHEMA)))} and {SCHEMA}"
+        known = f"1 to {SCHEMA}"
         raise RecordError(f"{path} has schema {schema}, and this coremat reads schemas {known}{advice}")
     found = read_field(path, document, "kind", str)
     if found not in kinds:

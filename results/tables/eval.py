@@ -14,6 +14,7 @@ from typing import Any
 
 from coremat.errors import UnknownNameError
 from coremat.results.record.eval import ROW_FIELDS, Record, Row, write_text_atomic
+from coremat.results.record.methods import methods_of
 
 PROJECTED_MARK = "~"  # before every number that was projected, not measured
 PROJECTED_NOTE = f"{PROJECTED_MARK}: projected onto a device by its data, not measured."
@@ -155,9 +156,8 @@ FORMS: Mapping[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": t
 def eval_table(record: Record) -> Table:
     """The table of an evaluation: the methods side by side, task by task."""
     tasks = list(dict.fromkeys(row.task for row in record.rows))
+    columns = _columns(record)
     rows = sorted(record.rows, key=lambda row: tasks.index(row.task))
-    divided = any(row.hard_samples is not None for row in rows)
-    columns = (*EVAL_COLUMNS, HARD_COLUMN) if divided else EVAL_COLUMNS
     return Table(
         title=f"{record.model}: methods side by side",
         columns=tuple(column for column, _ in columns),
@@ -175,6 +175,21 @@ def eval_table(record: Record) -> Table:
     )
 
 
+def _columns(record: Record) -> tuple["EvalColumn", ...]:
+    """What FFNs read is counted since schema 3, and questions are divided where two methods ran."""
+    counted = any(row.ffn_read_mib is not None for row in record.rows)
+    divided = any(row.hard_samples is not None for row in record.rows)
+    columns = tuple(column for column in EVAL_COLUMNS if counted or column is not READ_COLUMN)
+    return (*columns, HARD_COLUMN) if divided else columns
+
+
+def accuracy_only_notes(config: Mapping[str, Any]) -> Iterator[str]:
+    """The methods of a record whose times mean nothing."""
+    for method, described in methods_of(config).items():
+        if described.get("accuracy_only"):
+            yield f"{method}: accuracy only; decode steps compute more than is counted, so their times mean nothing."
+
+
 def skipped_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The methods that a record was to have and could not, each with its reason."""
     return tuple(f"{method} skipped: {why}" for method, why in config.get("skipped", {}).items())
@@ -184,6 +199,7 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
     """Scores on a scale of their own, what did not go as asked, and where a task is not quite the paper's."""
     for task, metrics in config.get("own_scale", {}).items():
         yield f"{task}: {', '.join(metrics)} as lmms-eval gives it, which is not made per cent."
+    yield from accuracy_only_notes(config)
     yield from skipped_notes(config)
     broken = [f"{one['task']} {one['doc_id']}" for one in config.get("broken", ())]
     if broken:
@@ -208,6 +224,7 @@ def _of(part: str, whole: str, sign: str) -> str:
 
 EvalColumn = tuple[Column, Callable[[Record, Row], str]]
 
+READ_COLUMN: EvalColumn = (Column("FFN MiB\nread/tok"), lambda _, row: significant(row.ffn_read_mib))
 EVAL_COLUMNS: tuple[EvalColumn, ...] = (
     (Column("method", numeric=False), lambda _, row: row.method),
     (Column("task", numeric=False), lambda _, row: row.task),
@@ -216,6 +233,7 @@ EVAL_COLUMNS: tuple[EvalColumn, ...] = (
     (Column("samples"), lambda _, row: str(row.samples)),
     (Column("image\ntokens"), lambda _, row: _of(count(row.image_tokens), count(row.image_tokens_kept), "→")),
     (Column("neurons\nkept of"), lambda _, row: _of(count(row.neurons_kept), count(row.neurons), "/")),
+    READ_COLUMN,
     (Column("prefill\nTFLOPs"), lambda _, row: significant(row.prefill_tflops)),
     (Column("KV\nMiB"), lambda _, row: significant(row.kv_cache_mib)),
     (Column("first\ntoken ms"), lambda _, row: significant(row.first_token_ms)),

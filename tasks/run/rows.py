@@ -14,7 +14,15 @@ from coremat.tasks.catalogue import PERCENT, SCALES, TaskInfo
 from coremat.tasks.run.hard import hard_questions, hard_score, values
 from coremat.tasks.run.lines import Line
 
-MEANS = ("image_tokens", "image_tokens_kept", "neurons", "neurons_kept", "prefill_tflops", "kv_cache_mib")
+MEANS = (
+    "image_tokens",
+    "image_tokens_kept",
+    "neurons",
+    "neurons_kept",
+    "ffn_read_mib",
+    "prefill_tflops",
+    "kv_cache_mib",
+)
 MEDIANS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 
 

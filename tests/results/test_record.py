@@ -46,8 +46,8 @@ def test_written_names_are_the_agreed_ones(tmp_path):
     assert list(written) == ["schema", "kind", "model", "rows", "config", "environment"]
     assert (written["schema"], written["kind"]) == (3, "eval")
     assert " ".join(written["rows"][0]) == (
-        "method task metric score stderr samples image_tokens image_tokens_kept neurons neurons_kept prefill_tflops "
-        "kv_cache_mib first_token_ms decode_ms_per_token selection_ms agreement_with_dense "
+        "method task metric score stderr samples image_tokens image_tokens_kept neurons neurons_kept ffn_read_mib "
+        "prefill_tflops kv_cache_mib first_token_ms decode_ms_per_token selection_ms agreement_with_dense "
         "hard_score hard_samples"
     )
     assert written["rows"][0]["stderr"] is None
@@ -172,8 +172,8 @@ def test_config_may_hold_paths(tmp_path):
         ("{", "is not JSON"),
         ("\x00", "is not JSON"),
         ("[1]", r"it holds \[1\] where an object is needed"),
-        (document(schema=4), "has schema 4, and this coremat reads schemas 1, 2 and 3: update coremat"),
-        (document(schema=0), "has schema 0, and this coremat reads schemas 1, 2 and 3$"),
+        (document(schema=4), "has schema 4, and this coremat reads schemas 1 to 3: update coremat"),
+        (document(schema=0), "has schema 0, and this coremat reads schemas 1 to 3$"),
         (document(schema=1), "row 1 lacks prefill_ms; null stands for"),
         (document(schema="1"), "'schema' is \"1\", and must be a whole number"),
         (document(schema=True), "'schema' is true"),
