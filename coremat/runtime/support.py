@@ -14,8 +14,10 @@ from typing import Any
 from coremat.errors import CorematError, UnsupportedError
 from coremat.methods import registry
 from coremat.methods.base import Method
+from coremat.methods.calibrated import Calibrated
 from coremat.models.architecture import bare_model, shipped_config
 from coremat.models.known import KNOWN_MODELS, METHOD_SUPPORT
+from coremat.runtime.calibration import check_calibration
 from coremat.runtime.session import check
 
 TIMING_ONLY = "timing only; coremat bench has it."
@@ -52,9 +54,20 @@ def why_unsupported(model: Any, method: Method, kind: type[CorematError] = Corem
 
 
 def method_support(config: Any) -> dict[str, str | None]:
-    """For each of coremat's own methods why a model with this Hugging Face config cannot run it; None if it can."""
+    """For each of coremat's own methods why a model with this Hugging Face config cannot run it; None if it can, be it
+    after a calibration."""
     shell = bare_model(config, "meta")
-    return {name: why_unsupported(shell, registry.parse(name)) for name in registry.modules()}
+    return {name: _why_unsupported_once_calibrated(shell, registry.parse(name)) for name in registry.modules()}
+
+
+def _why_unsupported_once_calibrated(shell: Any, method: Method) -> str | None:
+    if not isinstance(method, Calibrated):
+        return why_unsupported(shell, method)
+    try:
+        check_calibration(shell, method)
+    except CorematError as error:
+        return str(error)
+    return None
 
 
 def summary(support: Mapping[str, str | None]) -> str:
