@@ -32,7 +32,8 @@ def one_answer(method: Method, conversation: list[dict[str, Any]]) -> Answer:
     number = zlib.crc32(repr((method, question_of(conversation))).encode() + image.tobytes())
     kept = tuple(range(number % 30, 60))
     sizes = {"prompt_tokens": 150, "image_tokens": 144, "image_tokens_kept": len(kept), "neurons": 352}
-    costs = {"kv_bytes": number % 4096, "prefill_flops": number, "selection_seconds": 0.001, "gather_seconds": 0.0}
+    costs = {"kv_bytes": number % 4096, "prefill_flops": number, "ffn_bytes_per_token": 3 << 20}
+    costs |= {"selection_seconds": 0.001, "gather_seconds": 0.0}
     layers = {"tokens_per_layer": (150, 150), "cached_per_layer": (150, 150)}
     stats = SequenceStats(**sizes, **costs, **layers, kept=kept, neurons_kept=(140, 141), knees_differ=None)
     return Answer(("yes", "no", "red")[number % 3], 1 + number % 2, 0.01, (None, 0.002)[number % 2], stats)

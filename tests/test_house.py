@@ -25,7 +25,7 @@ LEVELS = [
         "coremat.tensors",
         "coremat.timers",
     },
-    {"coremat.ffn", "coremat.models.known"},
+    {"coremat.ffn", "coremat.models.known", "coremat.models.shape"},
     {"coremat.methods", "coremat.preprocessing"},
     {"coremat.models"},
     {"coremat.cost"},

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from coremat.models.shape import DecoderShape
 from coremat.testing.answers import Answer, answer
 from coremat.testing.dense_reference import chosen
 from coremat.testing.families.family import BOS, IMAGE, LAYERS, NEURONS, PAD, VOCABULARY, Prompt
@@ -20,6 +21,7 @@ __all__ = [
     "NEURONS",
     "PAD",
     "PER_IMAGE",
+    "SHAPE",
     "SIDE",
     "VOCABULARY",
     "Answer",
@@ -31,6 +33,7 @@ __all__ = [
     "tiny_llava",
 ]
 
+SHAPE = DecoderShape(hidden=64, attention=64, key_value=32, ffn=NEURONS, vocabulary=VOCABULARY)
 BATCHES: dict[str, list[Prompt]] = {
     "one": [[BOS, 30, IMAGE, 31, 32]],
     "left-padded": [[BOS, 30, IMAGE, 31, 32], [BOS, 33, 34, 35, IMAGE, 36, 37]],

@@ -144,7 +144,7 @@ class _Run:
         """stats: of a prompt that was read; without, a knee is taken to keep all."""
         size, text = self.size, self.options.text_tokens
         kept = _kept(stats, method.pruning_stages(size.layers), text)
-        return Schedule.of(method, size.layers, size.shape.ffn, size.image_tokens, text, kept)
+        return Schedule.of(method, size.layers, size.shape, size.image_tokens, text, kept)
 
     # --- running ------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def _measurements(
     options: BenchOptions, methods: Mapping[str, Method], size: ModelSize, dtype: str, profile: DeviceProfile
 ) -> Iterator[Measurement]:
     roofline = Roofline(bandwidth=profile.bandwidth, rate=profile.peak_rate(dtype))
-    sizes = size.layers, size.shape.ffn, size.image_tokens, options.text_tokens
+    sizes = size.layers, size.shape, size.image_tokens, options.text_tokens
     for batch in options.batch_sizes:
         works = {spec: Workload(size, Schedule.of(method, *sizes), batch, dtype) for spec, method in methods.items()}
         for spec, work in works.items():

@@ -7,10 +7,11 @@ from coremat.models.shape import DecoderShape
 CONVENTION = "2*MAC, decoder and the last token's output head"
 
 
-def layer_flops(shape: DecoderShape, tokens: int, neurons: int | None = None) -> int:
-    """One layer: projections, scores and weighted sum over all pairs of tokens, gated FFN of `neurons` (None: all)."""
-    weights = shape.attention_weights + shape.neuron_weights * (shape.ffn if neurons is None else neurons)
-    return 2 * tokens * weights + 4 * tokens * tokens * shape.attention
+def layer_flops(shape: DecoderShape, tokens: int, weights: int | None = None) -> int:
+    """One layer: projections and gated FFN, of whose numbers a token meets so many `weights` (None: all), scores and
+    weighted sum over all pairs of tokens."""
+    met = shape.layer_weights if weights is None else weights
+    return 2 * tokens * met + 4 * tokens * tokens * shape.attention
 
 
 def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[int]) -> int:
@@ -18,9 +19,9 @@ def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[int]) -> int:
     return sum(layer_flops(shape, tokens) for tokens in tokens_per_layer) + 2 * shape.head_weights
 
 
-def decode_flops(shape: DecoderShape, lengths: Sequence[int], neurons: Sequence[int] | None = None) -> int:
+def decode_flops(shape: DecoderShape, lengths: Sequence[int], weights: Sequence[int] | None = None) -> int:
     """One decode step of one sequence. Per layer: lengths, the keys that the token attends to, its own among them;
-    neurons, those that are computed (all, if left out)."""
-    used = [shape.ffn] * len(lengths) if neurons is None else neurons
+    weights, the numbers that the token is multiplied with (all, if left out)."""
+    used = [shape.layer_weights] * len(lengths) if weights is None else weights
     past = sum(4 * (length - 1) * shape.attention for length in lengths)
     return sum(layer_flops(shape, 1, own) for own in used) + past + 2 * shape.head_weights

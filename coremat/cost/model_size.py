@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from coremat.methods.reads import Reads
 from coremat.models.architecture import bare_model
 from coremat.models.dummy_inputs import TowerPass, dummy_image
-from coremat.models.shape import DecoderShape
+from coremat.models.shape import FFN, DecoderShape
 
 PATCH_EMBEDDINGS = (nn.Conv2d, nn.Conv3d)
 
@@ -96,10 +97,10 @@ class ModelSize:
         """Numbers that the cache holds for one image, in the cross-attention layers."""
         return 2 * self.cross_layers * self.shape.key_value * self.cross_keys
 
-    def cross_flops(self, tokens: int, ffn: int, reads_image: bool) -> int:
+    def cross_flops(self, tokens: int, reads: Reads, reads_image: bool) -> int:
         """The cross-attention layers over some tokens; reads_image: they make its keys and values too."""
         shape = self.shape
-        queries = 2 * shape.hidden * shape.attention + shape.neuron_weights * ffn
+        queries = reads.of(shape, "q_proj", "o_proj", *FFN) + reads.extra
         pairs = 4 * tokens * self.cross_keys * shape.attention
         keys = 2 * self.cross_keys * 2 * shape.hidden * shape.key_value * reads_image
         return self.cross_layers * (2 * tokens * queries + pairs + keys)

@@ -12,13 +12,16 @@ from coremat.checks import whole_number
 from coremat.errors import ConfigError
 from coremat.methods.base import Method, Stage
 from coremat.methods.budget import budget
+from coremat.methods.reads import Reads
+from coremat.models.shape import DecoderShape
 
 
 @dataclass(frozen=True)
 class Schedule:
     """image_tokens, text_tokens: of the whole prompt; text is all that is no image token. image_tokens_kept: to the
     end. Per decoder layer: tokens, that it sees in the prefill; cached, positions of its KV cache after it; neurons, of
-    its FFN in a decode step."""
+    its FFN that are chosen for the answer or for a token; reads, what a token reads of its weights in a decode step;
+    resident, the neurons among which the tokens of the answer may choose."""
 
     image_tokens: int
     text_tokens: int
@@ -26,18 +29,20 @@ class Schedule:
     tokens: tuple[int, ...]
     cached: tuple[int, ...]
     neurons: tuple[int, ...]
+    reads: tuple[Reads, ...]
+    resident: tuple[int, ...]
 
     @classmethod
     def of(
         cls,
         method: Method,
         layers: int,
-        ffn: int,
+        shape: DecoderShape,
         image_tokens: int,
         text_tokens: int,
         kept: Sequence[int] | None = None,
     ) -> "Schedule":
-        """ffn: neurons of a layer. kept: image tokens left after each stage that prunes; left out, they follow from the
+        """shape: of the decoder. kept: image tokens left after each stage that prunes; left out, they follow from the
         budgets, and a knee keeps all (the most that it can). ConfigError for counts that cannot be."""
         whole_number("image_tokens", image_tokens, 0)
         whole_number("text_tokens", text_tokens)
@@ -45,13 +50,16 @@ class Schedule:
         left = (image_tokens, *(_most(method, layers, image_tokens) if kept is None else kept))
         _check_kept(left, len(stages))
         passed = [sum(stage.after <= layer for stage in stages) for layer in range(layers)]
+        neurons = method.neuron_count(shape.ffn) if method.prunes_neurons else shape.ffn
         return cls(
             image_tokens=image_tokens,
             text_tokens=text_tokens,
             image_tokens_kept=left[-1],
             tokens=tuple(text_tokens + left[number] for number in passed),
             cached=tuple(text_tokens + left[_last_cut(stages, number)] for number in passed),
-            neurons=(method.neuron_count(ffn) if method.prunes_neurons else ffn,) * layers,
+            neurons=(neurons,) * layers,
+            reads=tuple(method.reads(layer, shape) for layer in range(layers)),
+            resident=(neurons if method.takes("neurons") else shape.ffn,) * layers,
         )
 
     @property

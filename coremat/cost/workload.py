@@ -22,6 +22,7 @@ from coremat.cost.flops import decode_flops, prefill_flops
 from coremat.cost.model_size import ModelSize
 from coremat.cost.schedule import Schedule
 from coremat.errors import ConfigError, UnknownNameError
+from coremat.methods.reads import Reads
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -80,11 +81,25 @@ class Workload:
         return sum(self.schedule.neurons) / self.size.layers
 
     @property
-    def neurons_read(self) -> int:
-        """Of all FFNs, for the whole batch."""
-        if self.ffn_share is None:
-            return sum(self.schedule.neurons)
-        return self.size.layers * round(self.ffn_share * self.size.shape.ffn)
+    def _extra(self) -> int:
+        """Numbers of the weights that the method adds."""
+        return sum(reads.extra for reads in self.schedule.reads)
+
+    @property
+    def _attention_read(self) -> int:
+        """Numbers of the attention that a decode step reads; all of them where the tokens of a batch may read others
+        than one would alone."""
+        if self.ffn_share is not None:
+            return self.size.attention
+        shape = self.size.shape
+        return self.size.attention - sum(
+            shape.attention_weights - reads.attention(shape) for reads in self.schedule.reads
+        )
+
+    @property
+    def _rows_of_batch(self) -> int | None:
+        """Neurons of all FFNs that the batch needs, where it was found out."""
+        return None if self.ffn_share is None else self.size.layers * round(self.ffn_share * self.size.shape.ffn)
 
     @property
     def _bytes(self) -> int:
@@ -100,14 +115,15 @@ class Workload:
     @property
     def prefill_flops(self) -> int:
         """The decoder, and the head of the last token."""
-        cross = self.size.cross_flops(self.schedule.prompt_tokens, self.size.shape.ffn, reads_image=True)
+        cross = self.size.cross_flops(self.schedule.prompt_tokens, Reads(), reads_image=True)
         return self.batch_size * (prefill_flops(self.size.shape, self._tokens) + cross)
 
     def decode_flops(self, step: int = 1) -> int:
         """The `step`-th decode step (from 1), which brings each cache to that many positions more than the prefill."""
-        lengths, neurons = [cached + step for cached in self._cached], self.schedule.neurons
-        cross = self.size.cross_flops(1, neurons[-1], reads_image=False)
-        own = decode_flops(self.size.shape, lengths, neurons[: self.size.text_layers])
+        lengths, reads = [cached + step for cached in self._cached], self.schedule.reads
+        cross = self.size.cross_flops(1, reads[-1], reads_image=False)
+        weights = [own.layer(self.size.shape) for own in reads[: self.size.text_layers]]
+        own = decode_flops(self.size.shape, lengths, weights)
         return self.batch_size * (own + cross)
 
     # --- bytes moved ------------------------------------------------------------------------------------------
@@ -126,8 +142,19 @@ class Workload:
 
     @property
     def decode_weight_bytes(self) -> int:
-        """What every decode step reads: attention weights, rows of the FFNs, output head."""
-        return self._bytes * (self.size.attention + self.size.head) + self.ffn_bytes
+        """What every decode step reads: attention weights, rows of the FFNs, output head, weights that the method adds
+        in order to choose."""
+        return self._bytes * (self._attention_read + self.size.head) + self.ffn_bytes_read
+
+    @property
+    def ffn_bytes_read(self) -> int:
+        """Of these the FFNs' rows, and what the method adds in order to choose among them."""
+        rows = self._rows_of_batch
+        if rows is None:
+            found = sum(reads.ffn(self.size.shape) for reads in self.schedule.reads)
+        else:
+            found = rows * self.size.shape.neuron_weights
+        return self._bytes * (found + self._extra)
 
     def decode_bytes(self, step: int = 1) -> int:
         """Weights, and the cache as it is in the `step`-th decode step."""
@@ -152,17 +179,18 @@ class Workload:
 
     @property
     def ffn_bytes(self) -> int:
-        """Rows of the FFNs that decoding needs."""
-        return self._bytes * self.neurons_read * self.size.shape.neuron_weights
+        """Rows of the FFNs that decoding needs: those that a token of the answer may read."""
+        needed = sum(self.schedule.resident)
+        return self._bytes * max(needed, self._rows_of_batch or 0) * self.size.shape.neuron_weights
 
     def resident_bytes(self, step: int = 0) -> int:
-        """All that decoding needs: the weights outside the FFNs, rows of these, the cache."""
-        return self._bytes * self.size.outside_ffn + self.ffn_bytes + self.kv_bytes(step)
+        """All that decoding needs: the weights outside the FFNs, rows of these, what the method adds, the cache."""
+        return self._bytes * (self.size.outside_ffn + self._extra) + self.ffn_bytes + self.kv_bytes(step)
 
     @property
     def prefill_resident_bytes(self) -> int:
-        """All that the prefill needs: every weight, sparse or not, and the cache that it leaves."""
-        return self._bytes * self.size.parameters + self.kv_bytes()
+        """All that the prefill needs: every weight, sparse or not, those that the method adds, and the cache."""
+        return self._bytes * (self.size.parameters + self._extra) + self.kv_bytes()
 
     @property
     def total_bytes(self) -> int:

@@ -238,8 +238,8 @@ class GraphDecoder:
             self._graph = None
 
     def _weights_read(self) -> list[torch.Tensor]:
-        """What a step reads beside buffers and workspace. Where neurons are pruned, FFNs are the session's concern."""
-        sparse = self.session is not None and self.session.method.prunes_neurons
+        """What a step reads beside buffers and workspace. FFNs that the session replaces are the session's concern."""
+        sparse = self.session is not None and self.session.method.replaces_ffns
         ffns = [self._adapter.ffn(layer) for layer in self._adapter.layers] if sparse else []
         apart = {id(weight) for ffn in ffns for weight in ffn.parameters()}
         read = [w for module in (self._embed, self._decoder, self._head) for w in module.parameters()]

@@ -1,4 +1,5 @@
-"""How the weights of `down_proj` lie in memory: neuron by neuron while a model is sparse, as they were afterwards."""
+"""How weights of which inputs are chosen lie in memory: input by input while a model is sparse (of `down_proj` these
+are the neurons), as they were afterwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,14 @@ LONG = 256  # tokens from which the product is made the other way round
 
 
 class NeuronMajor:
-    """Lets the weight [H, F] of one `down_proj` be a view of memory [F, H], so that a neuron is a row and not a column.
+    """Lets the weight [H, F] of one Linear be a view of memory [F, H], so that an input is a row and not a column.
 
     Gathering columns reads a cache line for every number. Values, shape and the parameter stay. The memory is the
     weight's own, so that what else points there (an older state_dict) is right again afterwards, and no memory is
     added; only memory that other processes share, or that inference mode made, is left alone, and a copy used.
     """
 
-    def __init__(self, weight: torch.nn.Parameter) -> None:
+    def __init__(self, weight: torch.Tensor) -> None:
         self.weight, self._original = weight, weight.data
         self._values: torch.Tensor | None = None  # while the memory is being rearranged
         self._entered = False

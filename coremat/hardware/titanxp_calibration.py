@@ -103,7 +103,7 @@ def paper_workload(method: str) -> Workload:
     kept = round(row["kv_cache_mb"] * PAPER_MIB / per_token) - TEXT_TOKENS
     share = row["ffn_gb"] / dense["ffn_gb"]
     row_method = CoreMatching(tokens="all" if kept == size.image_tokens else kept, beta=share)
-    schedule = Schedule.of(row_method, size.layers, size.shape.ffn, size.image_tokens, TEXT_TOKENS)
+    schedule = Schedule.of(row_method, size.layers, size.shape, size.image_tokens, TEXT_TOKENS)
     return Workload(size, schedule, dtype=DTYPE)
 
 

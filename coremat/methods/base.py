@@ -19,19 +19,23 @@ Three option names have a meaning for all methods, for the command line fills th
 tokens), `prune_layer` (decoder layers that see every token) and `seed` (of what is drawn at random).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import torch
+from torch import nn
 
 from coremat.errors import ConfigError
 from coremat.ffn import SparseFFN
 from coremat.methods.options import Budget, EarlierCache, Knee, Positions, at_least, check_options, options_of
+from coremat.methods.reads import Reads
 from coremat.methods.registry import source_of
 from coremat.methods.views import ImageView, LayerView
+from coremat.models.shape import DecoderShape
 
+Forward = Callable[[torch.Tensor], torch.Tensor]
 ANY_DEPTH = 1024  # decoder layers: for what a method is, whatever model it is applied to
 
 
@@ -70,7 +74,9 @@ class Method:
     """Base of all methods. A slot that raises NotImplementedError here is called only where a method overrides it.
 
     name: what is typed; summary, paper, departures: what `coremat list methods` prints; needs: what a model has to have
-    and not every family has, of `Adapter.provides` ("class token"); timing_only: its answers mean nothing.
+    and not every family has, of `Adapter.provides` ("class token"); timing_only: its answers mean nothing;
+    accuracy_only: its decode steps compute more than `reads` says, so that their times mean nothing; input_major: the
+    weights of the Linears that `linear` takes over lie input by input meanwhile (`weight.T` is contiguous).
     """
 
     name: ClassVar[str] = ""
@@ -79,14 +85,16 @@ class Method:
     departures: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     timing_only: ClassVar[bool] = False
+    accuracy_only: ClassVar[bool] = False
+    input_major: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_options(self)
 
     def setup(self, model: Any) -> Any:
         """Once per `apply`, before anything is hooked: what the method needs besides the model (a text tower,
-        thresholds). What it returns is the `state` of every view and of `decode_ffn`. UnsupportedError for a model that
-        it cannot prune."""
+        thresholds). What it returns is the `state` of every view, of `decode_ffn` and of `linear`. UnsupportedError for
+        a model that it cannot prune."""
 
     def calibrate(self, layers: Iterable[Any]) -> Mapping[str, torch.Tensor]:
         """Fit the method to a model: `coremat.methods.calibrated.Calibrated` has this slot, its file and its option.
@@ -148,6 +156,16 @@ class Method:
         neurons are chosen token by token. state: what `setup` returned."""
         raise NotImplementedError
 
+    def linear(self, layer: int, name: str, linear: nn.Linear, state: Any) -> "Forward | None":
+        """The forward of one Linear of decoder layer `layer` while decoding, [..., inputs] to [..., outputs]; None: its
+        own. The prefill stays dense. name: one of `coremat.models.shape.LINEARS`; state: what `setup` returned."""
+        raise NotImplementedError
+
+    def reads(self, layer: int, shape: DecoderShape) -> Reads:
+        """What one token reads of the weights of this layer while decoding: the neurons of `neuron_count` in each of
+        the FFN's matrices alike, and all of the attention, if nothing else is said."""
+        return Reads.of_neurons(self.neuron_count(shape.ffn), shape.ffn)
+
     # --- the cache ----------------------------------------------------------------------------------------------------
 
     def edit_cache(self, layer: LayerView) -> None:
@@ -191,8 +209,13 @@ class Method:
         return any(stage.keep != "all" for stage in self._declared(ANY_DEPTH))
 
     @property
-    def prunes_neurons(self) -> bool:
+    def replaces_ffns(self) -> bool:
+        """Whether decode steps go through FFNs other than the model's."""
         return self.takes("neurons") or self.takes("decode_ffn")
+
+    @property
+    def prunes_neurons(self) -> bool:
+        return self.replaces_ffns or self.takes("linear")
 
     @property
     def before_the_decoder(self) -> bool:

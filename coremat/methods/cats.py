@@ -11,6 +11,7 @@ answers (the authors': of text), for only there neurons are left out; every neur
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,8 @@ from coremat.methods.common.quantiles import at_share, reached, thresholds
 from coremat.methods.common.token_neurons import TokenNeuronsFFN
 from coremat.methods.corematching.core_neurons import core_count
 from coremat.methods.options import Share
+from coremat.methods.reads import Reads
+from coremat.models.shape import DecoderShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Cats(Calibrated):
     summary: ClassVar[str] = "CATS: each token's neurons with a large gate, by a calibrated threshold for each layer"
     paper: ClassVar[str] = "Lee et al., COLM 2024 (arXiv 2404.08763)"
     departures: ClassVar[str] = "calibrated on answers to images; small gates are zeroed, not skipped: accuracy only"
+
+    accuracy_only: ClassVar[bool] = True
 
     beta: Share = 0.5
 
@@ -45,6 +50,11 @@ class Cats(Calibrated):
 
     def neuron_count(self, size: int) -> int:
         return core_count(size, self.beta)
+
+    def reads(self, layer: int, shape: DecoderShape) -> Reads:
+        """The whole gate, and the neurons' share of up and down."""
+        share = Fraction(self.neuron_count(shape.ffn), shape.ffn)
+        return Reads(up_proj=share, down_proj=share)
 
     def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> TokenNeuronsFFN:
         threshold = at_share(state["thresholds"][number], self.beta).to(mlp.gate_proj.weight.device)

@@ -5,15 +5,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from coremat.errors import ConfigError
 from coremat.ffn import SparseFFN
-from coremat.methods.base import Method, Reduction, Stage
+from coremat.methods.base import Forward, Method, Reduction, Stage
+from coremat.methods.reads import Reads
 from coremat.methods.registry import with_options
 from coremat.methods.views import ImageView, LayerView
+from coremat.models.shape import DecoderShape
 
 TOKEN_SLOTS = ("stages", "tower_layers", "before_projector", "before_decoder", "score", "counted_by", "recycle")
-NEURON_SLOTS = ("neurons", "neuron_count", "prefill_neurons_from", "shares_neurons", "decode_ffn")
 
 
 def joined(spec: str, parts: Sequence[Method]) -> "Joined":
@@ -48,6 +50,14 @@ class Joined(Method):
     @property
     def timing_only(self) -> bool:  # type: ignore[override]
         return self.tokens.timing_only or self.by_neuron.timing_only
+
+    @property
+    def accuracy_only(self) -> bool:  # type: ignore[override]
+        return self.tokens.accuracy_only or self.by_neuron.accuracy_only
+
+    @property
+    def input_major(self) -> bool:  # type: ignore[override]
+        return self.by_neuron.input_major
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -91,6 +101,12 @@ class Joined(Method):
 
     def decode_ffn(self, number: int, mlp: Any, state: Any) -> SparseFFN:
         return self.by_neuron.decode_ffn(number, mlp, state.neurons)
+
+    def linear(self, layer: int, name: str, linear: nn.Linear, state: Any) -> Forward | None:
+        return self.by_neuron.linear(layer, name, linear, state.neurons)
+
+    def reads(self, layer: int, shape: DecoderShape) -> Reads:
+        return self.by_neuron.reads(layer, shape)
 
     def identity(self) -> dict[str, Any]:
         parts = [self.tokens.identity(), self.by_neuron.identity()]

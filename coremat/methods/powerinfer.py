@@ -18,7 +18,9 @@ from coremat.methods.base import Method
 from coremat.methods.corematching.core_neurons import core_count
 from coremat.methods.options import Count, Seed, Share
 from coremat.methods.random_neurons import random_neurons
+from coremat.methods.reads import Reads
 from coremat.methods.views import LayerView
+from coremat.models.shape import DecoderShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,11 @@ class PowerInfer(Method):
 
     def neuron_count(self, size: int) -> int:
         return core_count(size, self.beta)
+
+    def reads(self, layer: int, shape: DecoderShape) -> Reads:
+        """The neurons, and both matrices of the predictor."""
+        own = self.rank * (shape.hidden + shape.ffn)
+        return Reads.of_neurons(self.neuron_count(shape.ffn), shape.ffn, extra=own)
 
     def decode_ffn(self, number: int, mlp: Any, state: Any) -> "PredictedFFN":
         return PredictedFFN(mlp, self.neuron_count(mlp.gate_proj.weight.shape[0]), self.rank)

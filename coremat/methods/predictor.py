@@ -24,6 +24,8 @@ from coremat.methods.common.random import generator
 from coremat.methods.common.token_neurons import TokenNeuronsFFN
 from coremat.methods.corematching.core_neurons import core_count
 from coremat.methods.options import Count, Seed, Share
+from coremat.methods.reads import Reads
+from coremat.models.shape import DecoderShape
 
 STEPS, BATCH, RATE = 600, 128, 3e-3  # of the training of one layer: Adam, the rate falling to 0
 
@@ -40,6 +42,7 @@ class TrainedPredictor(Calibrated):
         "the largest |A| are the active neurons, and as many are predicted; one rank; others are zeroed, not skipped: "
         "accuracy only"
     )
+    accuracy_only: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("beta", "rank", "seed")
 
     beta: Share = 0.4
@@ -62,6 +65,11 @@ class TrainedPredictor(Calibrated):
 
     def neuron_count(self, size: int) -> int:
         return core_count(size, self.beta)
+
+    def reads(self, layer: int, shape: DecoderShape) -> Reads:
+        """The neurons, and both matrices of the predictor."""
+        own = self.rank * (shape.hidden + shape.ffn)
+        return Reads.of_neurons(self.neuron_count(shape.ffn), shape.ffn, extra=own)
 
     def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> TokenNeuronsFFN:
         weight = mlp.gate_proj.weight

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from coremat.errors import DataError, UnsupportedError
+from coremat.ffn.gathered import streamed
 from coremat.hooks import Hooks
 from coremat.models.grids import Grids, images_of, taken
-from coremat.models.shape import DecoderShape
+from coremat.models.shape import ATTENTION, FFN, DecoderShape
 from coremat.tensors import take
 
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-FFN_PARTS = (*PROJECTIONS, "act_fn")
+FFN_PARTS = (*FFN, "act_fn")
 Rotary = tuple[torch.Tensor, torch.Tensor]
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,6 +44,15 @@ class Adapter(ABC):
         """The gated FFN of a layer: `gate_proj`, `up_proj`, `down_proj` and `act_fn`."""
         return layer.mlp
 
+    def attention(self, layer: Any) -> Any:
+        """The attention of a layer, over the sequence or over images beside it."""
+        return layer.cross_attn if hasattr(layer, "cross_attn") else layer.self_attn
+
+    def linears(self, layer: Any) -> dict[str, Any]:
+        """The matrices of a layer by name, of `coremat.models.shape.LINEARS`; those that `check_linears` lets pass."""
+        attention, ffn = self.attention(layer), self.ffn(layer)
+        return {name: getattr(owner, name) for owner, names in ((attention, ATTENTION), (ffn, FFN)) for name in names}
+
     # --- what is refused ----------------------------------------------------------------------------------------
 
     def _check_decoder(self) -> None:
@@ -65,8 +74,25 @@ class Adapter(ABC):
                     f"{place} ({type(self.decoder).__name__}) has no "
                     f"{', '.join(missing)} in its mlp; a gated FFN with {', '.join(FFN_PARTS)} is needed."
                 )
-            for name in PROJECTIONS:
+            for name in FFN:
                 _check_projection(getattr(mlp, name), f"{name} in {place}", owners)
+
+    def check_linears(self) -> None:
+        """UnsupportedError for layers of which a matrix is missing, fused with another, quantised, wrapped or shared,
+        and for weights that are on their device in the prefill only."""
+        self.check_ffns()
+        owners: dict[int, str] = {}
+        for number, layer in enumerate(self.layers):
+            place, attention = f"layer {number} of {type(self.model).__name__}", self.attention(layer)
+            missing = [name for name in ATTENTION if not hasattr(attention, name)]
+            if missing:
+                raise UnsupportedError(
+                    f"{place} has no {', '.join(missing)} in its {type(attention).__name__}; accepted: attention with "
+                    f"{', '.join(ATTENTION)}, each a Linear of its own."
+                )
+            for name, linear in self.linears(layer).items():
+                _check_projection(linear, f"{name} in {place}", owners)
+            _check_resident(self.ffn(layer), self.linears(layer), place)
 
     @property
     def tokens_unsupported(self) -> str | None:
@@ -224,6 +250,14 @@ def _check_projection(linear: Any, place: str, owners: dict[int, str]) -> None:
         )
     if owners.setdefault(id(weight), place) != place:
         raise UnsupportedError(f"{place} shares its weights with {owners[id(weight)]}; accepted: weights of its own.")
+
+
+def _check_resident(ffn: Any, linears: Mapping[str, Any], place: str) -> None:
+    if streamed(ffn) or any(hasattr(linear, "_hf_hook") for linear in linears.values()):
+        raise UnsupportedError(
+            f"weights of {place} are offloaded; accepted by a method that prunes the inputs of Linears: weights that "
+            "stay on their device."
+        )
 
 
 def _by_count(visual: torch.Tensor, per_image: int) -> torch.Tensor:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FFN = ("gate_proj", "up_proj", "down_proj")
+LINEARS = (*ATTENTION, *FFN)  # the matrices of a decoder layer
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -26,10 +30,24 @@ class DecoderShape:
             vocabulary=config.vocab_size,
         )
 
+    def inputs(self, name: str) -> int:
+        """Inputs of the matrix of a layer that has this name (of `LINEARS`)."""
+        return {"o_proj": self.attention, "down_proj": self.ffn}.get(name, self.hidden)
+
+    def weights(self, name: str) -> int:
+        """Numbers of that matrix: it has `hidden` on the one side, and what it is named after on the other."""
+        other = {"q_proj": self.attention, "o_proj": self.attention, "k_proj": self.key_value, "v_proj": self.key_value}
+        return self.hidden * other.get(name, self.ffn)
+
     @property
     def attention_weights(self) -> int:
         """Of the four projections of a layer."""
         return self.hidden * (2 * self.attention + 2 * self.key_value)
+
+    @property
+    def layer_weights(self) -> int:
+        """Of all seven matrices of a layer."""
+        return self.attention_weights + self.neuron_weights * self.ffn
 
     @property
     def neuron_weights(self) -> int:

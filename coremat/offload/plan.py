@@ -16,10 +16,10 @@ from coremat.errors import ConfigError, UnsupportedError
 from coremat.methods.base import Method
 from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for
+from coremat.models.shape import FFN
 from coremat.offload.double_buffer import BUFFERS
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 INDEX_BYTES = 8
 CHOOSING = 16  # bytes per activation of a layer: masks and a running count, while a method looks at them
 
@@ -29,10 +29,10 @@ class MemoryPlan:
     """Bytes on the device, part by part.
 
     attention: the decoder layers without FFN weights; embedding: with the output head; vision: tower and projector;
-    ffn: FFN weights of all `layers`. workspace: core rows; buffers: room for FFN weights that visit. kv_cache: when it
-    is largest, at the end of the prefill or of the answer; dense_kv_cache: the dense model's. activations: of a layer
-    in the prefill, batch * tokens * item size * (8 hidden + 3 ffn); choosing: batch * tokens * ffn * `CHOOSING` for
-    methods that are shown activations in the decoder.
+    ffn: FFN weights of all `layers`. workspace: core rows, and weights that the method adds; buffers: room for FFN
+    weights that visit. kv_cache: when it is largest, at the end of the prefill or of the answer; dense_kv_cache: the
+    dense model's. activations: of a layer in the prefill, batch * tokens * item size * (8 hidden + 3 ffn); choosing:
+    batch * tokens * ffn * `CHOOSING` for methods that are shown activations in the decoder.
     """
 
     layers: int
@@ -66,7 +66,8 @@ class MemoryPlan:
         return cls(
             layers=layers,
             **weights,
-            workspace=_workspace(method, batch, layers, shape.ffn, weights["ffn"]),
+            workspace=_workspace(method, batch, layers, shape.ffn, weights["ffn"])
+            + size * sum(reads.extra for reads in schedule.reads),
             buffers=min(BUFFERS, layers) * weights["ffn"] // layers,
             kv_cache=column * max(sum(schedule.tokens), sum(schedule.cached) + layers * new_tokens),
             dense_kv_cache=column * layers * (tokens + new_tokens),
@@ -131,7 +132,7 @@ def _weights(adapter: Adapter, dtype: torch.dtype | None) -> dict[str, int]:
         (adapter.model.get_input_embeddings, adapter.model.get_output_embeddings),
     )
     parts = {
-        "ffn": [getattr(mlp, name).weight for mlp in ffns for name in PROJECTIONS],
+        "ffn": [getattr(mlp, name).weight for mlp in ffns for name in FFN],
         "embedding": [tensor for end in ends for tensor in _tensors(end())],
         "attention": _tensors(adapter.decoder),
         "vision": _tensors(adapter.model),

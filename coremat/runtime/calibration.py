@@ -38,7 +38,11 @@ def calibrated_part(method: Method) -> Calibrated:
 
 def check_calibration(model: Any, method: Calibrated) -> None:
     """UnsupportedError for a model that the method cannot be fitted to."""
-    adapter_for(whole_model(model)).check_ffns()
+    adapter = adapter_for(whole_model(model))
+    if method.takes("linear"):
+        adapter.check_linears()
+    else:
+        adapter.check_ffns()
 
 
 @torch.no_grad()
@@ -93,7 +97,7 @@ class _Reading:
         self.adapter, self._most = adapter, tokens
         self._draw = torch.Generator().manual_seed(seed)
         self._places = [
-            (number, name, getattr(adapter.ffn(layer), name))
+            (number, name, adapter.linears(layer)[name])
             for number, layer in enumerate(adapter.layers)
             for name in method.sampled
         ]

@@ -95,19 +95,27 @@ class Prompt:
 
     # --- figures --------------------------------------------------------------------------------------------------
 
-    def stats(self, shape: DecoderShape, layers: int, neurons: int) -> list[SequenceStats]:
-        """layers: of the decoder; neurons: that a layer uses of which `self.neurons` says nothing."""
+    def stats(self, shape: DecoderShape, layers: int, neurons: int, ffn_bytes: int) -> list[SequenceStats]:
+        """layers: of the decoder; neurons: that a layer uses of which `self.neurons` says nothing; ffn_bytes: read of
+        FFNs in a decode step."""
         counts = {segment.kept: segment.kept.counts[:, 0].tolist() for segment in self.segments}
         seen = [counts[self.segment_of(layer).kept] for layer in range(layers)]
         cached = [counts[self.cached(layer)] for layer in range(layers)]
         kept = self.present.kept.in_prompt(self.valid.shape[1]).cpu()
         return [
-            self._row(row, shape, kept[row], [s[row] for s in seen], [c[row] for c in cached], neurons)
+            self._row(row, shape, kept[row], [s[row] for s in seen], [c[row] for c in cached], neurons, ffn_bytes)
             for row in range(len(kept))
         ]
 
     def _row(
-        self, row: int, shape: DecoderShape, kept: torch.Tensor, seen: list[int], cached: list[int], neurons: int
+        self,
+        row: int,
+        shape: DecoderShape,
+        kept: torch.Tensor,
+        seen: list[int],
+        cached: list[int],
+        neurons: int,
+        ffn_bytes: int,
     ) -> SequenceStats:
         image = self.images_on_host[row] >= 0
         own, rows = kept[image], len(self.valid)
@@ -124,6 +132,7 @@ class Prompt:
             cached_per_layer=tuple(cached),
             kv_bytes=sum(map(int.__mul__, cached, self.kv_bytes_per_column)),
             prefill_flops=prefill_flops(shape, seen),
+            ffn_bytes_per_token=ffn_bytes,
             selection_seconds=self.selection.seconds / rows,
             gather_seconds=self.gathering.seconds / rows,
             knees_differ=_any(_knees_differ(scores[row][images[row] >= 0]) for scores, images in self.curves),

@@ -6,6 +6,7 @@ nothing else:
     image tokens before the decoder   the vision tower, the projector, the decoder's input   (`runtime.vision`)
     stages in the decoder             the layers: scores, then fewer tokens, from that layer on
     neurons                           the input of each `down_proj` in the prefill; decoding through core rows (`ffn`)
+    inputs of Linears                 the forward of each that the method takes over, while decoding
     the cache                         after each layer of the prefill
 
 When the prompt has been read, the caches of the layers before a stage are cut to what it kept, where the stage says so.
@@ -29,7 +30,8 @@ from coremat.ffn import SparseFFN, check_backend, make_ffn
 from coremat.ffn.weight_layout import NeuronMajor, product
 from coremat.hooks import Hooks
 from coremat.methods import registry
-from coremat.methods.base import Method
+from coremat.methods.base import Forward, Method
+from coremat.methods.reads import Reads
 from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for, whole_model
 from coremat.runtime.cache import check_cache, shorten
@@ -104,7 +106,8 @@ class Session:
                 f"{', '.join(sorted(adapter.provides)) or 'nothing that a method may need'}."
             )
         self._window = adapter.window if stages else None
-        self._ffn = self._make_ffns(backend, state) if method.prunes_neurons else []
+        self._ffn = self._make_ffns(backend, state) if method.replaces_ffns else []
+        self._linears = self._make_linears(state) if method.takes("linear") else []
         self._outputs = WholeOutputs()
         self._signature = inspect.signature(adapter.core.forward)
         self._lock = threading.RLock()
@@ -125,6 +128,16 @@ class Session:
             return [self.method.decode_ffn(number, mlp, state) for number, mlp in enumerate(mlps)]
         return [make_ffn(mlp, backend) for mlp in mlps]
 
+    def _make_linears(self, state: Any) -> list[tuple[nn.Linear, Forward]]:
+        """The Linears that the method takes over while decoding, and their forwards."""
+        self.adapter.check_linears()
+        made = []
+        for number, layer in enumerate(self.layers):
+            for name, linear in self.adapter.linears(layer).items():
+                sparse = self.method.linear(number, name, linear, state)
+                made += [] if sparse is None else [(linear, sparse)]
+        return made
+
     # --- what the last prompt was ----------------------------------------------------------------------------------
 
     @property
@@ -134,7 +147,18 @@ class Session:
             return []
         size = self.adapter.shape.ffn
         unlisted = self.method.neuron_count(size) if self.method.takes("decode_ffn") else size
-        return self._prompt.stats(self.adapter.shape, len(self.layers), unlisted)
+        return self._prompt.stats(self.adapter.shape, len(self.layers), unlisted, self._decode_ffn_bytes)
+
+    @property
+    def _decode_ffn_bytes(self) -> int:
+        """Weights of FFNs, and of the method's own, that one token reads in a decode step, as wide as the model's."""
+        shape, layers = self.adapter.shape, map(self._reads, range(len(self.layers)))
+        return self.adapter.model.dtype.itemsize * sum(reads.ffn(shape) + reads.extra for reads in layers)
+
+    def _reads(self, number: int) -> Reads:
+        """A layer that a prompt skipped has no neurons chosen and, where it runs at all, runs whole."""
+        skipped = self.method.takes("neurons") and self._prompt is not None and number not in self._prompt.neurons
+        return Reads() if skipped else self.method.reads(number, self.adapter.shape)
 
     @property
     def prompt(self) -> Prompt:
@@ -205,8 +229,12 @@ class Session:
             for number, layer in enumerate(self.layers):
                 hooks.after(layer, self._edit_cache(number))
         for mlp, sparse in zip(map(adapter.ffn, self.layers), self._ffn, strict=False):
-            self._lay_out(mlp)
-            hooks.replace(mlp, "forward", self._ffn_forward(mlp.forward, sparse))
+            self._lay_out(mlp.down_proj)
+            hooks.replace(mlp, "forward", self._while_decoding(mlp.forward, sparse))
+        for linear, forward in self._linears:
+            if self.method.input_major:
+                self._lay_out(linear)
+            hooks.replace(linear, "forward", self._while_decoding(linear.forward, forward))
 
     def _observed(self) -> Sequence[int]:
         """The layers whose activations are looked at in the prefill."""
@@ -214,17 +242,18 @@ class Session:
             return range(len(self.layers))
         return [n for n in self._stages.scored if hasattr(self.adapter.ffn(self.layers[n]), "down_proj")]
 
-    def _lay_out(self, mlp: Any) -> None:
-        layout = NeuronMajor(mlp.down_proj.weight)
+    def _lay_out(self, linear: nn.Linear) -> None:
+        """Input by input; of a `down_proj` these are the neurons."""
+        layout = NeuronMajor(linear.weight)
         if not layout.is_needed:
             return
         self.hooks.on_restore(layout.leave)
         layout.enter()
-        if mlp.down_proj.weight.device.type == "cpu":
-            self.hooks.replace(mlp.down_proj, "forward", product(mlp.down_proj, mlp.down_proj.forward))
+        if linear.weight.device.type == "cpu":
+            self.hooks.replace(linear, "forward", product(linear, linear.forward))
 
-    def _ffn_forward(self, dense: Callable, sparse: SparseFFN) -> Callable:
-        """Decode steps take the core rows; the prefill takes whatever forward was there."""
+    def _while_decoding(self, dense: Callable, sparse: Callable) -> Callable:
+        """Decode steps take the sparse forward; the prefill takes whatever forward was there."""
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             return dense(x) if self._prefill else sparse(x)

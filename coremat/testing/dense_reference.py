@@ -26,6 +26,7 @@ from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for, whole_model
 from coremat.runtime.session import Session
 from coremat.tensors import membership, token_positions
+from coremat.timers import Stopwatch
 
 
 class Merged(NamedTuple):
@@ -124,8 +125,9 @@ def _is_prefill(cache: Any, layer: int = 0) -> bool:
 def hidden_and_silenced(model: Adapter | nn.Module, method: Method, choice: Choice) -> Iterator[None]:
     """Inside the block `model` is dense, and sees of each prompt what `choice` left, layer by layer.
 
-    model: or its adapter. Where `decode_ffn` chooses neurons token by token, it decodes here as it does in a session;
-    `edit_cache` gets a view without attention, in which hidden tokens are padding.
+    model: or its adapter. Where `decode_ffn` chooses neurons token by token, or `linear` inputs, it decodes here as it
+    does in a session, of the neurons that were chosen for the answer, if any were; `edit_cache` gets a view without
+    attention, in which hidden tokens are padding.
     """
     adapter = model if isinstance(model, Adapter) else adapter_for(whole_model(model))
     hooks = Hooks()
@@ -151,10 +153,11 @@ class _Reference:
                 hooks.before(layer, self._hide(number))
             if self.method.takes("neurons"):
                 hooks.before(self.adapter.ffn(layer).down_proj, self._silence(number))
-            elif self.method.takes("decode_ffn"):
+            if self.method.takes("decode_ffn"):
                 mlp = self.adapter.ffn(layer)
-                sparse = self.method.decode_ffn(number, mlp, self.state)
-                hooks.replace(mlp, "forward", self._ffn(mlp.forward, sparse))
+                hooks.replace(mlp, "forward", self._while_decoding(mlp.forward, self._ffn(number, mlp)))
+            if self.method.takes("linear"):
+                self._replace_linears(hooks, number, layer)
             if self.method.takes("edit_cache"):
                 hooks.before(self.adapter.ffn(layer).down_proj, self._see_activations)
                 hooks.after(layer, self._edit(number))
@@ -217,7 +220,19 @@ class _Reference:
 
         return hook
 
-    def _ffn(self, dense: Callable, sparse: Callable) -> Callable:
+    def _ffn(self, number: int, mlp: Any) -> Callable:
+        sparse, core = self.method.decode_ffn(number, mlp, self.state), self.choice.neurons.get(number)
+        if core is not None:
+            sparse.prepare(core, Stopwatch(core.device))
+        return mlp.forward if core is None and self.method.takes("neurons") else sparse
+
+    def _replace_linears(self, hooks: Hooks, number: int, layer: nn.Module) -> None:
+        for name, linear in self.adapter.linears(layer).items():
+            sparse = self.method.linear(number, name, linear, self.state)
+            if sparse is not None:
+                hooks.replace(linear, "forward", self._while_decoding(linear.forward, sparse))
+
+    def _while_decoding(self, dense: Callable, sparse: Callable) -> Callable:
         return lambda x: dense(x) if self.prefill else sparse(x)
 
     def _see_activations(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

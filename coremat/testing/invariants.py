@@ -25,7 +25,9 @@ from coremat.methods import registry
 from coremat.methods.base import Method, Reduction, Stage
 from coremat.methods.budget import budget
 from coremat.methods.views import ImageView, LayerView
+from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for
+from coremat.models.shape import ATTENTION
 from coremat.runtime.calibration import calibrate, calibrated_part
 from coremat.runtime.session import Session, check
 from coremat.testing.answers import Answer, answer
@@ -213,7 +215,7 @@ def _two_turns(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
 
 def everything_kept_is_dense(method: Method, family: Family) -> float:
     """Through the sparse path, with every token and neuron kept, the answer is the dense model's."""
-    if method.takes("decode_ffn") or method.takes("edit_cache"):
+    if any(map(method.takes, ("decode_ffn", "linear", "edit_cache"))):
         raise NotApplicable("what it does at each token has no setting that does nothing")
     model, inputs = tiny(family), family.batch("left-padded")
     sparse, _ = _sparse(KeepsEverything(method), model, inputs)
@@ -229,7 +231,7 @@ class KeepsEverything(Method):
         self.method = method
 
     def takes(self, slot: str) -> bool:
-        return slot != "decode_ffn" and self.method.takes(slot)
+        return slot not in ("decode_ffn", "linear") and self.method.takes(slot)
 
     def setup(self, model: Any) -> Any:
         return self.method.setup(model)
@@ -351,33 +353,40 @@ def _check_budget(session: Session, stage: Stage, batch: str) -> None:
 def schedule_is_observed(method: Method, family: Family) -> None:
     """What each layer sees, and what its cache holds, are those that are counted beforehand from the method."""
     model, inputs = tiny(family), family.batch("one")
+    adapter = adapter_for(model)
     with coremat.apply(model, method) as session:
         cache = answer(model, inputs, 1).cache
         [row] = session.stats
         kept = [int(s.kept.counts[0, 0]) for s in session.prompt.segments if s.stage is not None]
         text = row.prompt_tokens - row.image_tokens
     counted = Schedule.of(
-        method, len(row.neurons_kept), row.neurons, row.image_tokens, text, [count - text for count in kept]
+        method, len(row.neurons_kept), adapter.shape, row.image_tokens, text, [count - text for count in kept]
     )
     widths = [layer.keys.shape[2] for layer in cache.layers]
-    adapter = adapter_for(model)
     own = [number for number, layer in enumerate(adapter.layers) if adapter.caches_text(layer)]
     pairs = {
         "tokens of its layers": (counted.tokens, row.tokens_per_layer),
         "cached tokens": (counted.cached, row.cached_per_layer),
         "columns of the cache": ([counted.cached[n] for n in own], [widths[n] for n in own]),
         "neurons": (counted.neurons, row.neurons_kept),
+        "bytes of FFNs for a token": ([_ffn_bytes(counted, adapter)], [row.ffn_bytes_per_token]),
     }
     for name, (expected, found) in pairs.items():
         if list(expected) != list(found):
             raise Broken(f"{name}: {list(expected)} are counted beforehand, {list(found)} were there")
 
 
+def _ffn_bytes(counted: Schedule, adapter: Adapter) -> int:
+    read = sum(reads.ffn(adapter.shape) + reads.extra for reads in counted.reads)
+    return adapter.model.dtype.itemsize * read
+
+
 # --- the model afterwards ---------------------------------------------------------------------------------------------
 
 
 def only_what_is_declared_is_hooked(method: Method, family: Family) -> None:
-    """A method without stages leaves the layers alone, one without neurons the FFNs, and none adds hooks of its own."""
+    """A method without stages leaves the layers alone, one without neurons the FFNs, one without inputs of Linears the
+    attention, and none adds hooks of its own."""
     model, decoder = tiny(family), adapter_for(tiny(family)).decoder
     answer(model, family.batch("one"), 1)
     before = _hooked(model)
@@ -390,6 +399,9 @@ def only_what_is_declared_is_hooked(method: Method, family: Family) -> None:
     swapped = [name for name in inside if name.endswith(".mlp.forward")]
     if swapped and not method.prunes_neurons:
         raise Broken(f"{len(swapped)} FFNs are replaced by a method that prunes no neurons")
+    projections = [name for name in inside if name.endswith(tuple(f".{one}.forward" for one in ATTENTION))]
+    if projections and not method.takes("linear"):
+        raise Broken(f"{len(projections)} projections of attention are replaced by a method that prunes no inputs")
 
 
 def restored(method: Method, family: Family) -> None:

@@ -57,7 +57,7 @@ LLAVA_7B = DecoderShape(hidden=4096, attention=4096, key_value=4096, ffn=11008, 
 def test_one_layer_by_hand():
     shape = DecoderShape(hidden=2, attention=6, key_value=3, ffn=5, vocabulary=7)
     assert layer_flops(shape, 4) == 2 * 4 * (2 * (6 + 6 + 3 + 3) + 3 * 2 * 5) + 4 * 4 * 4 * 6
-    assert layer_flops(shape, 4, neurons=1) == layer_flops(shape, 4) - 2 * 4 * 3 * 2 * 4
+    assert layer_flops(shape, 4, weights=5) == 2 * 4 * 5 + 4 * 4 * 4 * 6
     assert prefill_flops(shape, [4, 2]) == layer_flops(shape, 4) + layer_flops(shape, 2) + 2 * 2 * 7
 
 
@@ -65,7 +65,7 @@ def test_one_decode_step_by_hand():
     shape = DecoderShape(hidden=2, attention=6, key_value=3, ffn=5, vocabulary=7)
     layer = 2 * (2 * (6 + 6 + 3 + 3) + 3 * 2 * 5)
     assert decode_flops(shape, [9, 9, 5]) == 3 * layer + 4 * (9 + 9 + 5) * 6 + 2 * 2 * 7
-    assert decode_flops(shape, [9, 9], [5, 1]) == decode_flops(shape, [9, 9]) - 2 * 3 * 2 * 4
+    assert decode_flops(shape, [9, 9], [66, 42]) == decode_flops(shape, [9, 9]) - 2 * (66 - 42)
 
 
 def test_shape_of_a_config(model):

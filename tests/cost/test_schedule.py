@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from configs import BEFORE_DECODER, CONFIGS
-from tiny import BATCHES, LAYERS, NEURONS, PER_IMAGE, answer, make_inputs
+from tiny import BATCHES, LAYERS, PER_IMAGE, SHAPE, answer, make_inputs
 
 import coremat
 from coremat.cost.schedule import Schedule, budgets, has_knee
@@ -57,7 +57,7 @@ def ran(model, method):
 def test_it_is_what_a_prefill_sees_and_leaves(model, method):
     stats, held = ran(model, method)
     kept = [stats.tokens_per_layer[stage.after] - TEXT for stage in method.pruning_stages(LAYERS)]
-    schedule = Schedule.of(method, LAYERS, NEURONS, PER_IMAGE, TEXT, kept)
+    schedule = Schedule.of(method, LAYERS, SHAPE, PER_IMAGE, TEXT, kept)
     assert schedule.tokens == stats.tokens_per_layer
     assert schedule.cached == stats.cached_per_layer == held
     assert schedule.neurons == stats.neurons_kept
@@ -72,13 +72,13 @@ EXACT = [name for name, method in METHODS.items() if name != "pooling" and not h
 @pytest.mark.parametrize("name", EXACT)
 def test_budgets_say_what_will_be_kept(model, name):
     stats, held = ran(model, METHODS[name])
-    schedule = Schedule.of(METHODS[name], LAYERS, NEURONS, PER_IMAGE, TEXT)
+    schedule = Schedule.of(METHODS[name], LAYERS, SHAPE, PER_IMAGE, TEXT)
     assert (schedule.tokens, schedule.cached) == (stats.tokens_per_layer, held)
 
 
 def test_a_later_cut_reaches_the_layers_before_an_earlier_stage():
     """Layer 0, layer 1, layers 2 and 3, layers 4 and 5 of the last plan, by hand."""
-    schedule = Schedule.of(InStages(plan=PLANS[-1]), LAYERS, NEURONS, PER_IMAGE, TEXT)
+    schedule = Schedule.of(InStages(plan=PLANS[-1]), LAYERS, SHAPE, PER_IMAGE, TEXT)
     assert schedule.tokens == tuple(TEXT + n for n in (16, 9, 7, 7, 3, 3))
     assert schedule.cached == tuple(TEXT + n for n in (7, 7, 7, 7, 3, 3))
 
@@ -87,12 +87,12 @@ def test_a_knee_keeps_all_where_nothing_is_known_of_it():
     method = parse("corematching")
     assert has_knee(method, LAYERS)
     assert budgets(method, LAYERS, 16) == [None]
-    assert Schedule.of(method, LAYERS, NEURONS, 16, TEXT).cached == (16 + TEXT,) * LAYERS
-    assert Schedule.of(method, LAYERS, NEURONS, 16, TEXT, [5]).cached == (5 + TEXT,) * LAYERS
+    assert Schedule.of(method, LAYERS, SHAPE, 16, TEXT).cached == (16 + TEXT,) * LAYERS
+    assert Schedule.of(method, LAYERS, SHAPE, 16, TEXT, [5]).cached == (5 + TEXT,) * LAYERS
 
 
 def test_a_prompt_without_an_image_loses_nothing():
-    assert Schedule.of(parse("fastv"), LAYERS, NEURONS, 0, 7).tokens == (7,) * LAYERS
+    assert Schedule.of(parse("fastv"), LAYERS, SHAPE, 0, 7).tokens == (7,) * LAYERS
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_a_prompt_without_an_image_loses_nothing():
 )
 def test_what_cannot_be_is_refused(spec, image_tokens, text_tokens, kept, message):
     with pytest.raises(ConfigError, match=message):
-        Schedule.of(parse(spec), LAYERS, NEURONS, image_tokens, text_tokens, kept)
+        Schedule.of(parse(spec), LAYERS, SHAPE, image_tokens, text_tokens, kept)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import configs
 import pytest
 import torch
-from tiny import BATCHES, BOS, IMAGE, LAYERS, NEURONS, PER_IMAGE, answer, make_inputs
+from tiny import BATCHES, BOS, IMAGE, LAYERS, NEURONS, PER_IMAGE, SHAPE, answer, make_inputs
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
@@ -37,7 +37,7 @@ def counted(model, **inputs) -> dict[str, int]:
 
 
 def workload_of(size, spec, image_tokens, text_tokens, kept=None, **changes) -> Workload:
-    schedule = Schedule.of(parse(spec), size.layers, size.shape.ffn, image_tokens, text_tokens, kept)
+    schedule = Schedule.of(parse(spec), size.layers, size.shape, image_tokens, text_tokens, kept)
     return Workload(size, schedule, **changes)
 
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_refused(model, changes, message):
 
 
 def test_a_schedule_of_another_model_is_refused(model):
-    other = Schedule.of(parse("dense"), LAYERS - 1, NEURONS, PER_IMAGE, TEXT)
+    other = Schedule.of(parse("dense"), LAYERS - 1, SHAPE, PER_IMAGE, TEXT)
     with pytest.raises(ConfigError, match="the schedule has 5 layers; accepted: 6"):
         replace(tiny_workload(model), schedule=other)
 

@@ -44,7 +44,7 @@ SMALL = DeviceProfile(
 
 def llava(spec: str = "dense", **changes) -> Workload:
     size = ModelSize.of(shipped_config("llava-1.5-7b"))
-    schedule = Schedule.of(parse(spec), size.layers, size.shape.ffn, 576, 34)
+    schedule = Schedule.of(parse(spec), size.layers, size.shape, 576, 34)
     return Workload(size, schedule, **({"dtype": "float16"} | changes))
 
 
@@ -201,7 +201,7 @@ def test_corematching_in_the_table_keeps_64_tokens_and_a_fifth_of_the_neurons():
 
 def test_printed_operations_fit_755_tokens_and_not_610():
     size = paper_workload("dense").size
-    at_755 = Workload(size, Schedule.of(Dense(), size.layers, size.shape.ffn, 576, 755 - 576))
+    at_755 = Workload(size, Schedule.of(Dense(), size.layers, size.shape, 576, 755 - 576))
     assert at_755.prefill_flops / 1e12 == pytest.approx(10.1, abs=0.05)
     ours = llava()
     assert (ours.prefill_flops + ours.vision_flops) / 1e12 == pytest.approx(8.5, abs=0.01)

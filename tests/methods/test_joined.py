@@ -59,7 +59,7 @@ class Neurons(Method):
         return GatheredFFN(mlp)
 
 
-@pytest.mark.parametrize("tokens, slot", [(InLayer(1), "score"), (BeforeDecoder(0), "before_decoder")])
+@pytest.mark.parametrize(("tokens", "slot"), [(InLayer(1), "score"), (BeforeDecoder(0), "before_decoder")])
 def test_each_part_sees_the_state_that_it_made(tokens, slot, monkeypatch):
     made = []
     monkeypatch.setattr(Notes, "setup", lambda self, model: made.append([]) or made[-1])

@@ -43,7 +43,7 @@ def model_of(name):
 
 def workload(model):
     size = ModelSize.of(model.config)
-    schedule = Schedule.of(Dense(), size.layers, size.shape.ffn, size.image_tokens, TEXT)
+    schedule = Schedule.of(Dense(), size.layers, size.shape, size.image_tokens, TEXT)
     return Workload(size, schedule, BATCH, "float32")
 
 

@@ -14,6 +14,7 @@ from coremat.cost.schedule import Schedule
 from coremat.errors import ConfigError, UnsupportedError
 from coremat.methods.corematching.votes import token_core_neurons
 from coremat.methods.registry import parse
+from coremat.models.shape import DecoderShape
 from coremat.offload.ffn_streaming import offloaded_ffn
 from coremat.offload.plan import CHOOSING, MemoryPlan, parse_bytes
 
@@ -23,7 +24,7 @@ def plan_for(model, spec="dense", name="one", kept=None, **options):
     ids = batch(name)["input_ids"]
     images = int((ids == IMAGE_ID).sum(1).max())
     text, config = ids.shape[1] - images, model.config.get_text_config()
-    sizes = config.num_hidden_layers, config.intermediate_size, images, text
+    sizes = config.num_hidden_layers, DecoderShape.of(config), images, text
     method = parse(spec)
     return MemoryPlan.of(model, method, Schedule.of(method, *sizes, kept), len(ids), **options)
 

@@ -41,6 +41,7 @@ STATS = SequenceStats(
     tokens_per_layer=(40, 25),
     cached_per_layer=(25, 25),
     kv_bytes=1024,
+    ffn_bytes_per_token=3 << 20,
     prefill_flops=10**9,
     selection_seconds=0.0,
     gather_seconds=0.0,
