@@ -95,7 +95,8 @@ def _show_one(method: "Method") -> None:
 def _told(method: "Method") -> Iterator[str]:
     name = method.identity()["name"]
     yield f"{name}: {method.summary}" if method.summary else name
-    needs = ", ".join(sorted(method.needs))
+    calibration = ["a calibration (coremat calibrate)"] if method.takes("calibrate") else []
+    needs = ", ".join([*sorted(method.needs), *calibration])
     facts = {"slot": method.slot, "paper": method.paper, "departures": method.departures, "needs": needs}
     yield from (f"{title}: {text}" for title, text in facts.items() if text)
     yield f"source: {_source(type(method))}"

@@ -44,10 +44,7 @@ class Calibration:
     @classmethod
     def read(cls, path: Path) -> "Calibration":
         """ConfigError for what is no whole calibration."""
-        if not path.is_file():
-            raise ConfigError(
-                f"calibration is {str(path)!r}, where there is no file; accepted: one that {MADE_BY} made."
-            )
+        _check_there(path)
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get(KEY, "null"))

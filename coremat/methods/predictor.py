@@ -33,7 +33,7 @@ STEPS, BATCH, RATE = 600, 128, 3e-3  # of the training of one layer: Adam, the r
 @dataclass(frozen=True, kw_only=True)
 class TrainedPredictor(Calibrated):
     """beta: share of the neurons that each token uses while decoding. rank: of the two matrices (the authors': about
-    a tenth of the hidden size and more). seed: of the training. All of them belong to the calibration."""
+    a tenth of the hidden size and more). fit_seed: of the training. All of them belong to the calibration."""
 
     name: ClassVar[str] = "predictor"
     summary: ClassVar[str] = "each token's neurons by a trained predictor of low rank, as Deja Vu and PowerInfer have"
@@ -43,17 +43,17 @@ class TrainedPredictor(Calibrated):
         "accuracy only"
     )
     accuracy_only: ClassVar[bool] = True
-    calibrated_for: ClassVar[tuple[str, ...]] = ("beta", "rank", "seed")
+    calibrated_for: ClassVar[tuple[str, ...]] = ("beta", "rank", "fit_seed")
 
     beta: Share = 0.4
     rank: Count = 128
-    seed: Seed = 0
+    fit_seed: Seed = 0
 
     def calibrate_layer(self, layer: LayerSample) -> Mapping[str, torch.Tensor]:
         known, judged = layer.activations(False).abs(), layer.activations(True).abs()
         count = self.neuron_count(known.shape[-1])
         active = most_likely(known, count)
-        inner, outer = trained(layer.ffn_input(False), active, self.rank, self.seed + layer.number)
+        inner, outer = trained(layer.ffn_input(False), active, self.rank, self.fit_seed, layer.number)
         found = most_likely(scores(layer.ffn_input(True), inner, outer), count)
         always = most_likely(active.float().sum(0, keepdim=True), count).expand_as(found)
         return {
@@ -95,12 +95,12 @@ def recall(found: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     return (found & active).sum() / active.sum()
 
 
-def trained(x: torch.Tensor, active: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(x: torch.Tensor, active: torch.Tensor, rank: int, *seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """W1 [rank, H] and W2 [F, rank], float32, that tell from x [n, H] which neurons are active, bool [n, F].
 
     The same for the same seed, on one device. Inputs are divided by their spreads, which then go into W1.
     """
-    draw, spread = generator(seed), x.square().mean(0).sqrt().clamp(min=1e-6)
+    draw, spread = generator(*seed), x.square().mean(0).sqrt().clamp(min=1e-6)
     inner, outer = (
         (torch.randn(rows, columns, generator=draw) * columns**-0.5).to(x.device).requires_grad_()
         for rows, columns in ((rank, x.shape[1]), (active.shape[1], rank))

@@ -53,13 +53,12 @@ def calibrate(
     new_tokens: int = NEW_TOKENS,
     tokens: int = TOKENS,
     seed: int = 0,
-    about: Mapping[str, Any] | None = None,
     on_layer: Callable[[], object] = lambda: None,
 ) -> Calibration:
     """The method's calibration on a Hugging Face model.
 
     batches: arguments of `generate`, prompts padded on the left; each is answered with up to `new_tokens`. tokens: how
-    many of the answers' tokens are kept, drawn by `seed`. about: what else the file is to say. on_layer: called after
+    many of the answers' tokens are kept, drawn by `seed`. on_layer: called after
     each layer. ConfigError for a method that takes no calibration or a model inside `coremat.apply`, UnsupportedError
     for a model that cannot have one, DataError for too few answers.
     """
@@ -74,12 +73,13 @@ def calibrate(
         reading.answer(batch, new_tokens)
     reading.check()
     tensors = part.calibrate(reading.layers(on_layer))
-    own = {
-        "method": part.made_with()["name"],
-        "options": part.made_with()["options"],
+    made_with = part.made_with()
+    about = {
+        "method": made_with["name"],
+        "options": made_with["options"],
+        "model": type(model).__name__,
         "sizes": sizes(model),
         "weights": weights_of(model),
-        "model": "",
         "prompts": reading.prompts,
         "tokens": len(reading.prompt),
         "held_out_tokens": int(reading.held_out.sum()),
@@ -87,7 +87,7 @@ def calibrate(
         "seed": seed,
         "coremat": __version__,
     }
-    return Calibration(tensors, {**own, **(about or {})})
+    return Calibration(tensors, about)
 
 
 class _Reading:
