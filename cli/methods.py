@@ -67,7 +67,8 @@ def _row(name: str, why_unsupported: _Hindrance | None) -> tuple[str, str, str]:
         method = registry.parse(name)
     except CorematError as error:
         return name, "", str(error)
-    return name, method.slot, method.summary if why_unsupported is None else why_unsupported.of(name) or "yes"
+    slot = f"{method.slot}, accuracy only" if method.accuracy_only else method.slot
+    return name, slot, method.summary if why_unsupported is None else why_unsupported.of(name) or "yes"
 
 
 # --- one -----------------------------------------------------------------------------------------------------
@@ -97,7 +98,9 @@ def _told(method: "Method") -> Iterator[str]:
     yield f"{name}: {method.summary}" if method.summary else name
     calibration = ["a calibration (coremat calibrate)"] if method.takes("calibrate") else []
     needs = ", ".join([*sorted(method.needs), *calibration])
-    facts = {"slot": method.slot, "paper": method.paper, "departures": method.departures, "needs": needs}
+    only = "its decode steps compute more than is counted, and their times mean nothing" * method.accuracy_only
+    facts = {"slot": method.slot, "accuracy only": only}
+    facts |= {"paper": method.paper, "departures": method.departures, "needs": needs}
     yield from (f"{title}: {text}" for title, text in facts.items() if text)
     yield f"source: {_source(type(method))}"
     yield from filter(None, [_own_words(type(method))])

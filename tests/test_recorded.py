@@ -18,12 +18,20 @@ from coremat.runtime.recorded import recorded
         ("divprune", True, False),
         ("oracle-neurons", False, False),  # computes every neuron, to know the largest
         ("powerinfer", False, True),
+        ("wina", False, True),
+        ("two-level", False, True),
         ("corematching-released", False, False),
         ("fastv+core-neurons", True, True),
     ],
 )
 def test_what_a_method_shortens(spec: str, tokens: bool, neurons: bool) -> None:
     assert recorded(parse(spec))["shortens"] == {"tokens": tokens, "neurons": neurons}
+
+
+def test_whose_times_mean_nothing() -> None:
+    assert recorded(parse("oracle-neurons"))["accuracy_only"] is True
+    assert recorded(parse("fastv+oracle-neurons"))["accuracy_only"] is True
+    assert "accuracy_only" not in recorded(parse("two-level"))
 
 
 def test_it_is_plain_json_with_options_or_parts() -> None:

@@ -126,6 +126,7 @@ def memory_row(
         kv_cache_mib=None if kv_bytes is None else kv_bytes / MIB,
         kv_cache_mib_paper=work.paper_kv_bytes / MIB,
         ffn_gb=work.ffn_bytes / GB,
+        ffn_read_gb=work.ffn_bytes_read / GB,
         total_gb=work.total_bytes / GB,
         workspace_mib=None if workspace is None else workspace / MIB,
         peak_gb=None if peak is None else peak / GB,

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from coremat.ffn.rows import copy_rows, times_rows, weighted_rows
 from coremat.ffn.workspace import Workspace
 from coremat.tensors import membership
 from coremat.timers import Stopwatch
-
-BAGS = 8  # partial sums that share the reading of `down_proj` between threads
 
 
 class GatheredFFN:
@@ -53,11 +52,11 @@ class GatheredFFN:
         gate, up, down = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T
         (sets, count), hidden = core.shape, gate.shape[1]
         self._gate_up = room("gate and up", gate, sets, 2 * count, hidden)
-        _copy_rows(gate, core, self._gate_up[:, :count])
-        _copy_rows(up, core, self._gate_up[:, count:])
+        copy_rows(gate, core, self._gate_up[:, :count])
+        copy_rows(up, core, self._gate_up[:, count:])
         if self._copies_down:
             self._down = room("down", down, sets, count, hidden)
-            _copy_rows(down, core, self._down)
+            copy_rows(down, core, self._down)
         biases = {"gate bias": mlp.gate_proj.bias, "up bias": mlp.up_proj.bias}
         kept = ((name, bias[core][:, None]) for name, bias in biases.items() if bias is not None)
         self._biases = [self._workspace.keep(name, bias) for name, bias in kept]
@@ -68,7 +67,7 @@ class GatheredFFN:
         return self._leaves or self.mlp.down_proj.weight.device.type != "cpu"
 
     def _from_copied_rows(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = _times_rows(x, self._gate_up).chunk(2, -1)
+        gate, up = times_rows(x, self._gate_up).chunk(2, -1)
         if self._biases:
             gate, up = (part + bias.to(part.dtype) for part, bias in zip((gate, up), self._biases, strict=True))
         active = self.mlp.act_fn(gate) * up
@@ -105,32 +104,3 @@ def streamed(mlp: Any) -> bool:
 def break_even_steps(share: float) -> float:
     """How many steps go by before a copy of this share of the FFN (of all sequences together) has paid for itself."""
     return float("inf") if share >= 1 else 2 * share // (1 - share)
-
-
-def _copy_rows(weight: torch.Tensor, core: torch.Tensor, room: torch.Tensor) -> None:
-    """The rows of each set; many times faster than into memory that has to be found first."""
-    for own, place in zip(core, room, strict=True):
-        torch.index_select(weight, 0, own, out=place)
-
-
-def _times_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """x [B, q, H] with rows [B or 1, n, H]: [B, q, n]. Rows on the left: the other way round is many times slower."""
-    if len(rows) == 1:
-        return functional.linear(x, rows[0])
-    return torch.matmul(rows, x.transpose(1, 2)).transpose(1, 2)
-
-
-def weighted_rows(weights: torch.Tensor, core: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Sum of the rows `core` [B or 1, m] of `rows` [F, H], each times its weight [B, q, m], read where they lie.
-
-    In up to `BAGS` partial sums, which threads share. Returns [B, q, H].
-    """
-    batch, tokens, count = weights.shape
-    piece = -(-count // max(1, BAGS // (batch * tokens)))
-    starts = torch.arange(0, count, piece)
-    offsets = torch.arange(0, batch * tokens * count, count)[:, None] + starts
-    index = core[:, None].expand(batch, tokens, count).flatten()
-    exact = weights.flatten().to(rows.dtype)  # under autocast they are narrower than the rows
-    parts = functional.embedding_bag(index, rows, offsets.flatten(), mode="sum", per_sample_weights=exact)
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    return parts.view(batch, tokens, len(starts), -1).sum(2, dtype=wide).to(weights.dtype)

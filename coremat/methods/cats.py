@@ -57,5 +57,6 @@ class Cats(Calibrated):
         return Reads(up_proj=share, down_proj=share)
 
     def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> TokenNeuronsFFN:
-        threshold = at_share(state["thresholds"][number], self.beta).to(mlp.gate_proj.weight.device)
-        return TokenNeuronsFFN(mlp, lambda x, gate: gate.abs() >= threshold, threshold)
+        weight = mlp.gate_proj.weight
+        threshold = at_share(state["thresholds"][number], self.beta).to(weight.device)
+        return TokenNeuronsFFN(mlp, self.neuron_count(len(weight)), lambda x, gate: gate.abs() >= threshold)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from coremat.ffn.per_token import PerTokenFFN
 from coremat.methods.base import Method
 from coremat.methods.corematching.core_neurons import core_count
 from coremat.methods.options import Share
-from coremat.timers import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class OracleNeurons(Method):
         "each token's largest activations, known beforehand: the upper bound of any predictor, without its speed"
     )
     paper: ClassVar[str] = "an upper bound of Deja Vu (ICML 2023) and PowerInfer (SOSP 2024)"
+    accuracy_only: ClassVar[bool] = True
 
     beta: Share = 0.4
 
@@ -48,19 +49,8 @@ def oracle_neurons(activations: torch.Tensor, count: int) -> torch.Tensor:
     return above | (equal & (equal.cumsum(-1) <= room))
 
 
-class OracleFFN:
-    """Every neuron is computed, each token's largest are used (`coremat.engine.SparseFFN`): accuracy, and no speed."""
-
-    bytes = 0
-
-    def __init__(self, mlp: Any, count: int) -> None:
-        self.mlp, self.count = mlp, count
-
-    def prepare(self, core: torch.Tensor, watch: Stopwatch) -> None:
-        """A token's neurons are known when it comes."""
-
-    def materialise(self) -> None:
-        """There is nothing to copy."""
+class OracleFFN(PerTokenFFN):
+    """Every neuron is computed, each token's largest are used: accuracy, and no speed."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         active = self.mlp.act_fn(self.mlp.gate_proj(x)) * self.mlp.up_proj(x)

@@ -75,7 +75,7 @@ class TrainedPredictor(Calibrated):
         weight = mlp.gate_proj.weight
         inner, outer = (state[name][number].to(weight.device, weight.dtype) for name in ("inner", "outer"))
         count = self.neuron_count(len(weight))
-        return TokenNeuronsFFN(mlp, lambda x, gate: most_likely(scores(x, inner, outer), count), inner, outer)
+        return TokenNeuronsFFN(mlp, count, lambda x, gate: most_likely(scores(x, inner, outer), count), inner, outer)
 
 
 def scores(x: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """What one new token reads of a decoder layer's weights: a method says it, operations and bytes are counted by it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from coremat.models.shape import ATTENTION, FFN, DecoderShape
 
@@ -27,6 +29,12 @@ class Reads:
         """`count` of the `size` neurons of an FFN, and all of the attention."""
         share = Fraction(count, size)
         return cls(gate_proj=share, up_proj=share, down_proj=share, extra=extra)
+
+    @classmethod
+    def of_inputs(cls, shares: Mapping[str, Fraction]) -> "Reads":
+        """Shares of the inputs of Linears by name; of the others all."""
+        parts: dict[str, Any] = dict(shares)
+        return cls(**parts)
 
     def of(self, shape: DecoderShape, *names: str) -> int:
         """How many numbers of these matrices are read."""

@@ -4,7 +4,7 @@ Measured and projected numbers are never set against each other.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ import numpy as np
 from coremat.names import DENSE
 from coremat.results.record.bench_rows import (
     MEMORY_FIELDS,
+    MEMORY_FIELDS_BEFORE_SCHEMA_3,
     PREFILL,
     ROW_FIELDS,
     BenchMemory,
@@ -57,7 +58,7 @@ class BenchRecord:
         return cls(
             model=read_field(path, document, "model", str),
             rows=read_entries(path, document, "rows", BenchRow, ROW_FIELDS),
-            memory=read_entries(path, document, "memory", BenchMemory, MEMORY_FIELDS),
+            memory=read_entries(path, document, "memory", BenchMemory, _memory_fields(document["schema"])),
             config=read_field(path, document, "config", dict),
             environment=read_field(path, document, "environment", dict),
         )
@@ -139,6 +140,10 @@ class BenchRecord:
         dense.sort(key=lambda one: one.decoder != memory.decoder)
         whole = dense[0].total_gb if dense else None
         return None if whole is None or memory.total_gb is None else ratio(whole, memory.total_gb)
+
+
+def _memory_fields(schema: int) -> Sequence[str]:
+    return MEMORY_FIELDS_BEFORE_SCHEMA_3 if schema < 3 else MEMORY_FIELDS
 
 
 def _name(described: Any) -> Any:

@@ -142,8 +142,10 @@ class BenchMemory:
 
     decoder: as in `BenchRow`. kv_cache_mib: measured after the prefill; a projection has none, and is known by that.
     kv_cache_mib_paper: the paper's way, text tokens and kept image tokens times the bytes of a token in all layers.
-    ffn_gb: FFN weights that decoding reads. total_gb: all weights that it reads, and the cache. workspace_mib: what
-    the method holds on top. peak_gb: the most that the device held, None on a CPU.
+    ffn_gb: FFN weights that decoding needs: those among which the tokens of an answer choose. ffn_read_gb: those that
+    one decode step reads, with what the method adds in order to choose (since schema 3). total_gb: all weights that
+    decoding needs, and the cache. workspace_mib: what the method holds on top. peak_gb: the most that the device held,
+    None on a CPU.
     """
 
     method: str
@@ -152,6 +154,7 @@ class BenchMemory:
     kv_cache_mib: float | None = None
     kv_cache_mib_paper: float | None = None
     ffn_gb: float | None = None
+    ffn_read_gb: float | None = None
     total_gb: float | None = None
     workspace_mib: float | None = None
     peak_gb: float | None = None
@@ -169,6 +172,7 @@ ROW_FIELDS = tuple(one.name for one in fields(BenchRow))
 ROW_COUNTS = ("batch_size", "layers", "prompt_tokens", "new_tokens")
 ROW_AMOUNTS = tuple(one.name for one in fields(BenchRow) if one.type == float | None)
 MEMORY_FIELDS = tuple(one.name for one in fields(BenchMemory))
+MEMORY_FIELDS_BEFORE_SCHEMA_3 = tuple(name for name in MEMORY_FIELDS if name != "ffn_read_gb")
 MEMORY_AMOUNTS = tuple(one.name for one in fields(BenchMemory) if one.type == float | None)
 
 

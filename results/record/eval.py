@@ -18,7 +18,7 @@ from coremat.results.record.methods import config_of_schema_1
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD_FIELDS = ("schema", "kind", "model", "rows", "config", "environment")
 JSON_NAMES: Mapping[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 RECORD_FILE = "record.json"
@@ -34,7 +34,9 @@ class Row:
     score, stderr: per cent; MME's in points, a judge's scores of answers on videos from 0 to 5, and those of which
     `Record.has_own_scale` says so as lmms-eval gave them.
     agreement_with_dense: per cent. image_tokens: seen, of which image_tokens_kept.
-    neurons: FFN neurons of a decoder layer, of which neurons_kept. kv_cache_mib: after prefill, all layers.
+    neurons: FFN neurons of a decoder layer, of which neurons_kept. ffn_read_mib: what one new token reads of the
+    weights of all FFNs, with what the method adds in order to choose (since schema 3). kv_cache_mib: after prefill, all
+    layers.
     first_token_ms: from the start of `generate` until the scores of the first new token are there, vision tower
     included, divided by the rows of the batch; it is not a bench's prefill, which is the decoder's, of the whole batch.
     """
@@ -49,6 +51,7 @@ class Row:
     image_tokens_kept: float | None = None
     neurons: float | None = None
     neurons_kept: float | None = None
+    ffn_read_mib: float | None = None
     prefill_tflops: float | None = None
     kv_cache_mib: float | None = None
     first_token_ms: float | None = None
@@ -70,7 +73,8 @@ class Row:
 ROW_FIELDS = tuple(one.name for one in fields(Row))
 TEXT_FIELDS = ("method", "task", "metric")
 NUMBER_FIELDS = tuple(name for name in ROW_FIELDS if name not in TEXT_FIELDS)
-SCHEMA_1_FIELDS = tuple("prefill_ms" if name == "first_token_ms" else name for name in ROW_FIELDS)
+SCHEMA_2_FIELDS = tuple(name for name in ROW_FIELDS if name != "ffn_read_mib")
+SCHEMA_1_FIELDS = tuple("prefill_ms" if name == "first_token_ms" else name for name in SCHEMA_2_FIELDS)
 
 
 def _row_of_schema_1(prefill_ms: Any, **others: Any) -> Row:
@@ -80,9 +84,14 @@ def _row_of_schema_1(prefill_ms: Any, **others: Any) -> Row:
 
 ROWS_BY_SCHEMA: Mapping[int, tuple[Callable[..., Row], tuple[str, ...]]] = {
     1: (_row_of_schema_1, SCHEMA_1_FIELDS),
+    2: (Row, SCHEMA_2_FIELDS),
     SCHEMA: (Row, ROW_FIELDS),
 }
-CONFIG_BY_SCHEMA: Mapping[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: config_of_schema_1, SCHEMA: dict}
+CONFIG_BY_SCHEMA: Mapping[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+    1: config_of_schema_1,
+    2: dict,
+    SCHEMA: dict,
+}
 
 
 def plain_number(name: str, value: Any) -> float | None:
@@ -158,7 +167,7 @@ def read_document(path: Path, *kinds: str) -> dict[str, Any]:
     schema = read_field(path, document, "schema", int)
     if schema not in ROWS_BY_SCHEMA:
         advice = ": update coremat" if schema > SCHEMA else ""
-        known = " and ".join(map(str, ROWS_BY_SCHEMA))
+        known = f"1 to {SCHEMA}"
         raise RecordError(f"{path} has schema {schema}, and this coremat reads schemas {known}{advice}")
     found = read_field(path, document, "kind", str)
     if found not in kinds:

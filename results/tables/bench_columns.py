@@ -108,6 +108,7 @@ PREFILL_COLUMNS = (
     Measure("kv_cache_mib", "KV\nMiB", _own("kv_cache_mib"), part=MEMORY),
     Measure("kv_cache_mib_paper", "KV as\npaper", _own("kv_cache_mib_paper"), part=MEMORY, exact=True),
     Measure("ffn_gb", "FFN\nGB", _own("ffn_gb"), part=MEMORY),
+    Measure("ffn_read_gb", "FFN GB\nread", _own("ffn_read_gb"), part=MEMORY, optional=True),
     Measure("total_gb", "total\nGB", _own("total_gb"), part=MEMORY),
     Measure("memory_ratio", "memory\nratio", BenchRecord.memory_ratio, times, MEMORY),
     Measure("workspace_mib", "extra\nMiB", _own("workspace_mib"), part=MEMORY, optional=True),

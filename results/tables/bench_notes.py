@@ -6,7 +6,7 @@ from coremat.results.paper.printed import SOURCE
 from coremat.results.record.bench import USUAL, BenchRecord
 from coremat.results.record.bench_rows import DECODE, END_TO_END, PREFILL, BenchRow
 from coremat.results.tables.bench_costs import PAPER_TOKENS, of_layers, weights_of
-from coremat.results.tables.eval import count
+from coremat.results.tables.eval import accuracy_only_notes, count
 
 PAPER_NOTE = (
     f"paper: {SOURCE}, Table 3, the whole model on a Titan Xp; speed-ups are ratios of its times, decode its "
@@ -18,8 +18,13 @@ def memory_notes(record: BenchRecord) -> Iterator[str]:
     """On the memory columns and the operations of the prefill."""
     yield (
         "KV: measured after the prefill; as paper: text and kept image tokens times the bytes of one in all layers. "
-        "total: weights that decoding reads, and the cache; extra: held on top. MiB: 2^20 bytes, GB: 10^9."
+        "total: weights that decoding needs, and the cache; extra: held on top. MiB: 2^20 bytes, GB: 10^9."
     )
+    if any(memory.ffn_read_gb is not None for memory in record.memory):
+        yield (
+            "FFN: weights among which the tokens of an answer choose; read: by one decode step, with what the method "
+            "adds in order to choose."
+        )
     rows = [row for row in record.rows if row.phase == PREFILL and row.tflop is not None]
     if rows:
         convention = record.config.get("flops_convention", "convention not recorded")
@@ -41,6 +46,7 @@ def time_notes(record: BenchRecord) -> Iterator[str]:
     yield "decode: one step, a token for each prompt of the batch."
     where = f" ({given})" if given else ""
     yield f"limit: the larger of operations over rate and bytes over bandwidth, all weights on the device{where}."
+    yield from accuracy_only_notes(record.config)
     yield from _other_decoders(record)
     lengths = [row.new_tokens for row in record.rows if row.phase == END_TO_END]
     if lengths:

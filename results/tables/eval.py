@@ -14,6 +14,7 @@ from typing import Any
 
 from coremat.errors import UnknownNameError
 from coremat.results.record.eval import ROW_FIELDS, Record, Row, write_text_atomic
+from coremat.results.record.methods import methods_of
 
 PROJECTED_MARK = "~"  # before every number that was projected, not measured
 PROJECTED_NOTE = f"{PROJECTED_MARK}: projected onto a device by its data, not measured."
@@ -155,16 +156,30 @@ FORMS: Mapping[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": t
 def eval_table(record: Record) -> Table:
     """The table of an evaluation: the methods side by side, task by task."""
     tasks = list(dict.fromkeys(row.task for row in record.rows))
+    columns = _columns(record)
     rows = sorted(record.rows, key=lambda row: tasks.index(row.task))
     return Table(
         title=f"{record.model}: methods side by side",
-        columns=tuple(column for column, _ in EVAL_COLUMNS),
-        rows=tuple(tuple(show(record, row) for _, show in EVAL_COLUMNS) for row in rows),
+        columns=tuple(column for column, _ in columns),
+        rows=tuple(tuple(show(record, row) for _, show in columns) for row in rows),
         raw_names=ROW_FIELDS,
         raw=tuple(tuple(asdict(row).values()) for row in rows),
         notes=(EVAL_NOTE, _times_note(record), *_flops_notes(record, rows), *_remarks(record.config)),
         section=1,
     )
+
+
+def _columns(record: Record) -> tuple[tuple[Column, Callable[[Record, Row], str]], ...]:
+    """What FFNs read was not counted before schema 3."""
+    counted = any(row.ffn_read_mib is not None for row in record.rows)
+    return tuple(pair for pair in EVAL_COLUMNS if counted or not pair[0].heading.startswith("FFN"))
+
+
+def accuracy_only_notes(config: Mapping[str, Any]) -> Iterator[str]:
+    """The methods of a record whose times mean nothing."""
+    for method, described in methods_of(config).items():
+        if described.get("accuracy_only"):
+            yield f"{method}: accuracy only; decode steps compute more than is counted, so their times mean nothing."
 
 
 def skipped_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -176,6 +191,7 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
     """Scores on a scale of their own, what did not go as asked, and where a task is not quite the paper's."""
     for task, metrics in config.get("own_scale", {}).items():
         yield f"{task}: {', '.join(metrics)} as lmms-eval gives it, which is not made per cent."
+    yield from accuracy_only_notes(config)
     yield from skipped_notes(config)
     broken = [f"{one['task']} {one['doc_id']}" for one in config.get("broken", ())]
     if broken:
@@ -206,6 +222,7 @@ EVAL_COLUMNS: tuple[tuple[Column, Callable[[Record, Row], str]], ...] = (
     (Column("samples"), lambda _, row: str(row.samples)),
     (Column("image\ntokens"), lambda _, row: _of(count(row.image_tokens), count(row.image_tokens_kept), "→")),
     (Column("neurons\nkept of"), lambda _, row: _of(count(row.neurons_kept), count(row.neurons), "/")),
+    (Column("FFN MiB\nread/tok"), lambda _, row: significant(row.ffn_read_mib)),
     (Column("prefill\nTFLOPs"), lambda _, row: significant(row.prefill_tflops)),
     (Column("KV\nMiB"), lambda _, row: significant(row.kv_cache_mib)),
     (Column("first\ntoken ms"), lambda _, row: significant(row.first_token_ms)),

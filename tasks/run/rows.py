@@ -13,7 +13,15 @@ from coremat.results.statistics import standard_error
 from coremat.tasks.catalogue import SCALES, TaskInfo
 from coremat.tasks.run.lines import Line
 
-MEANS = ("image_tokens", "image_tokens_kept", "neurons", "neurons_kept", "prefill_tflops", "kv_cache_mib")
+MEANS = (
+    "image_tokens",
+    "image_tokens_kept",
+    "neurons",
+    "neurons_kept",
+    "ffn_read_mib",
+    "prefill_tflops",
+    "kv_cache_mib",
+)
 MEDIANS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 
 

@@ -84,6 +84,7 @@ def _measured(answer: Answer) -> Line:
         "kept": list(stats.kept),
         "neurons": stats.neurons,
         "neurons_kept": sum(stats.neurons_kept) / len(stats.neurons_kept),
+        "ffn_read_mib": stats.ffn_bytes_per_token / MIB,
         "prefill_tflops": stats.prefill_flops / 1e12,
         "kv_cache_mib": stats.kv_bytes / MIB,
         "first_token_ms": answer.first_token_seconds * 1000,

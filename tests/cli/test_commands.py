@@ -198,7 +198,7 @@ def test_a_video_is_refused_where_it_cannot_be_shown(run: Run, video: Path, tmp_
 def test_a_record_of_a_newer_schema_is_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(
-        json.dumps({"schema": 3, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}})
+        json.dumps({"schema": 4, "kind": "eval", "model": "m", "rows": [], "config": {}, "environment": {}})
     )
     assert "schema" in refused(run("table", 2, "--record", path))
 

@@ -156,6 +156,13 @@ def test_list_shows_one_method_with_its_options(run: Run) -> None:
     assert "tokens a count of at least 1, a share in (0, 1] 0.5" in said
 
 
+def test_list_says_whose_times_mean_nothing(run: Run) -> None:
+    lines = {line.split()[0]: line for line in run("list", "methods")[1].splitlines() if line.strip()}
+    assert "accuracy only" in lines["oracle-neurons"]
+    assert "accuracy only" not in lines["wina"]
+    assert "accuracy only: its decode steps" in " ".join(run("list", "methods", "oracle-neurons")[1].split())
+
+
 def test_list_shows_a_method_of_ones_own_for_a_model(run: Run) -> None:
     code, out, err = run("list", "methods", MINE, "--model", "llama-3.2-11b-vision")
     assert code == 0, err

@@ -227,6 +227,56 @@ def test_decode_flops_of_core_neurons():
     assert llava_7b().decode_flops(5) - llava_7b("core-neurons:beta=0.4").decode_flops(5) == spared
 
 
+# --- what a token reads -------------------------------------------------------------------------------------------
+
+LAYER = 4 * 4096 * 4096 + 3 * 4096 * 11008  # numbers of the matrices of a layer
+
+
+def test_a_predictor_counts_as_what_is_read_computed_and_resident():
+    core, predicted = llava_7b("core-neurons:beta=0.2"), llava_7b("powerinfer:beta=0.2:rank=1024")
+    own = 32 * 1024 * (4096 + 11008)
+    assert predicted.decode_flops() - core.decode_flops() == 2 * own
+    assert predicted.decode_bytes() - core.decode_bytes() == 2 * own
+    assert predicted.ffn_bytes_read - core.ffn_bytes_read == 2 * own
+    assert predicted.ffn_bytes == core.ffn_bytes
+    assert predicted.resident_bytes() - core.resident_bytes() == 2 * own
+    assert predicted.prefill_resident_bytes - core.prefill_resident_bytes == 2 * own
+
+
+def test_who_chooses_anew_for_each_token_needs_every_neuron_and_reads_a_share():
+    dense, oracle = llava_7b(), llava_7b("oracle-neurons:beta=0.4")
+    assert oracle.ffn_bytes == dense.ffn_bytes == dense.ffn_bytes_read
+    assert oracle.ffn_bytes_read == 2 * 32 * 3 * 4096 * 4403
+    assert oracle.resident_bytes() == dense.resident_bytes()
+
+
+def test_wina_reads_a_share_of_every_matrix():
+    dense, wina = llava_7b(), llava_7b("wina:keep=0.25")
+    spared = 32 * (LAYER - (4 * 4096 * 1024 + 2 * 1024 * 11008 + 2752 * 4096))
+    assert dense.decode_bytes() - wina.decode_bytes() == 2 * spared
+    assert dense.decode_flops() - wina.decode_flops() == 2 * spared
+    assert wina.resident_bytes() == dense.resident_bytes()
+    assert replace(wina, batch_size=2, ffn_share=1.0).decode_weight_bytes == dense.decode_weight_bytes
+    attention = llava_7b("wina:keep=0.25:matrices=ffn").decode_weight_bytes - wina.decode_weight_bytes
+    assert attention == 2 * 32 * 4 * 4096 * 3072
+
+
+def test_two_levels_read_the_gates_of_candidates_and_the_rest_of_the_best():
+    work = llava_7b("two-level:candidates=0.6:beta=0.2")
+    assert work.ffn_bytes_read == 2 * 32 * 4096 * (6604 + 2 * 2201)
+    assert work.ffn_bytes == 2 * 32 * 3 * 4096 * 6604
+    assert llava_7b().decode_flops() - work.decode_flops() == 2 * 32 * 4096 * (3 * 11008 - 6604 - 2 * 2201)
+
+
+def test_cross_attention_layers_read_their_share():
+    size = ModelSize.of(shipped_config("llama-3.2-11b-vision"))
+    dense, wina = (workload_of(size, spec, 0, 34, dtype="bfloat16") for spec in ("dense", "wina:keep=0.5"))
+    cross, shape = size.cross_layers, size.shape
+    ffn, turned = shape.neuron_weights * shape.ffn, 2 * shape.hidden * shape.attention
+    own = size.text_layers * (shape.attention_weights + ffn) + cross * (turned + ffn)
+    assert dense.decode_flops() - wina.decode_flops() == own
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 

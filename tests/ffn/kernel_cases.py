@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from coremat.ffn.kernels.core_rows import ACTIVATIONS, activation_name, core_rows_ffn, down_shares, gate_up_tile
+from coremat.ffn.kernels.core_rows import (
+    ACTIVATIONS,
+    activation_name,
+    core_rows_ffn,
+    down_shares,
+    gate_up_tile,
+    products_with_rows,
+    sum_of_rows,
+)
 from coremat.methods.corematching.votes_kernel import count_votes
 
 INTERPRETED = "TRITON_INTERPRET" in os.environ
@@ -57,6 +65,22 @@ def assert_rounded(got: torch.Tensor, exact: torch.Tensor) -> None:
     slack = 1e-6 * exact.abs().max()  # of the float32 sums
     error = (got.double() - exact).abs()
     assert (error <= ROUNDING[got.dtype] * exact.abs() + slack).all(), error.max()
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "dtype"),
+    [(SMALL, 1, torch.float32), (SMALL, 3, torch.bfloat16), (ODD, 2, torch.float16), (LONG, 1, torch.float32)],
+)
+def test_rows_of_each_token_are_multiplied_and_added_up(shape, tokens, dtype):
+    x, rows, *_ = draw(shape, tokens, dtype)
+    index = draw_core(shape, tokens, torch.int64).flip(1)
+    products = products_with_rows(x, rows, index)
+    weights = torch.randn(index.shape, generator=seeded(5)).to(DEVICE, dtype)
+    sums = sum_of_rows(weights, rows, index)
+    for n in range(tokens):
+        own = rows[index[n]].double()
+        torch.testing.assert_close(products[n].double(), own @ x[n].double(), rtol=1e-5, atol=1e-5)
+        assert_rounded(sums[n], weights[n].double() @ own)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The whole model on the indexed kernels, for every method that prunes to fixed neurons. Run by test_kernels.py in a
-process of its own, as kernel_cases.py is."""
+"""The whole model on the kernels, for every method that prunes to fixed neurons, and those that choose for each token.
+Run by test_kernels.py in a process of its own, as kernel_cases.py is."""
 
 import configs
 import pytest
@@ -7,6 +7,8 @@ import torch
 from equivalence import both
 from tiny import answer, batch, tiny_llava
 
+import coremat
+from coremat.ffn import rows
 from coremat.ffn.indexed import IndexedFFN
 from coremat.methods import registry
 from coremat.runtime.session import session_of
@@ -31,3 +33,17 @@ def test_every_method_equals_hiding_and_zeroing(model, name):
     sparse, dense = both(model, METHODS[name], run, backend="indexed")
     torch.testing.assert_close(sparse.logits, dense.logits, rtol=0, atol=2e-5)
     assert torch.equal(sparse.tokens, dense.tokens)
+
+
+@pytest.mark.parametrize("spec", ["wina:keep=0.3", "two-level:candidates=0.5:beta=0.2"])
+def test_rows_of_each_token_are_read_by_kernels(model, spec, monkeypatch):
+    """As by torch's own operators, and never by these."""
+    with monkeypatch.context() as without:
+        without.setattr(rows, "_kernels_on", lambda device: False)
+        with coremat.apply(model, spec):
+            expected = answer(model, batch("left-padded"), new=NEW)
+    monkeypatch.setattr(torch.nn.functional, "embedding_bag", None)
+    with coremat.apply(model, spec):
+        found = answer(model, batch("left-padded"), new=NEW)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=2e-5)
+    assert torch.equal(found.tokens, expected.tokens)

@@ -11,7 +11,8 @@ from strategies import quick, seeded, seeds
 from torch import nn
 
 from coremat.ffn import weight_layout
-from coremat.ffn.gathered import BAGS, GatheredFFN, break_even_steps, weighted_rows
+from coremat.ffn.gathered import GatheredFFN, break_even_steps
+from coremat.ffn.rows import BAGS, weighted_rows
 from coremat.ffn.weight_layout import NeuronMajor, product
 from coremat.timers import Stopwatch
 

@@ -13,7 +13,7 @@ from made_bench import bench
 
 from coremat.errors import RecordError
 from coremat.results.record.bench import BenchRecord, read_any
-from coremat.results.record.bench_rows import MEMORY_FIELDS, PHASES, ROW_FIELDS, BenchMemory, BenchRow
+from coremat.results.record.bench_rows import MEMORY_FIELDS_BEFORE_SCHEMA_3, PHASES, ROW_FIELDS, BenchMemory, BenchRow
 from coremat.results.record.eval import Record, Row
 
 ROW = BenchRow(
@@ -59,14 +59,14 @@ def test_record_comes_back_from_folder_and_file(tmp_path, made):
 def test_written_names_are_the_agreed_ones(tmp_path):
     written = json.loads(record(ROW, memory=(MEMORY,)).write(tmp_path).read_text())
     assert list(written) == ["schema", "kind", "model", "rows", "memory", "config", "environment"]
-    assert (written["schema"], written["kind"]) == (2, "bench")
+    assert (written["schema"], written["kind"]) == (3, "bench")
     assert " ".join(written["rows"][0]) == (
         "method decoder phase batch_size layers prompt_tokens image_tokens image_tokens_kept neurons neurons_kept "
         "new_tokens samples_ms projected_ms flops flops_counted bytes limit_ms limit_speedup"
     )
     assert written["rows"][0]["samples_ms"] == [5.0, 4.0, 6.0, 4.5]
     assert " ".join(written["memory"][0]) == (
-        "method decoder batch_size kv_cache_mib kv_cache_mib_paper ffn_gb total_gb workspace_mib peak_gb"
+        "method decoder batch_size kv_cache_mib kv_cache_mib_paper ffn_gb ffn_read_gb total_gb workspace_mib peak_gb"
     )
 
 
@@ -125,6 +125,18 @@ def document(**changes):
     return whole | {"config": {}, "environment": {}} | changes
 
 
+def test_what_ffns_read_is_known_since_schema_3(tmp_path):
+    memory = asdict(replace(MEMORY, ffn_read_gb=2.5))
+    save(tmp_path, document(schema=3, memory=[memory]))
+    assert BenchRecord.read(tmp_path).memory[0].ffn_read_gb == 2.5
+    del memory["ffn_read_gb"]
+    save(tmp_path, document(schema=3, memory=[memory]))
+    with pytest.raises(RecordError, match="memory 1 lacks ffn_read_gb; null stands for"):
+        BenchRecord.read(tmp_path)
+    save(tmp_path, document(schema=2, memory=[memory]))
+    assert BenchRecord.read(tmp_path).memory[0].ffn_read_gb is None
+
+
 def save(folder: Path, content: dict) -> Path:
     path = folder / "record.json"
     path.write_text(json.dumps(content))
@@ -141,7 +153,7 @@ def test_missing_field_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("part", "names", "which"), [("rows", ROW_FIELDS, "row 1"), ("memory", MEMORY_FIELDS, "memory 1")]
+    ("part", "names", "which"), [("rows", ROW_FIELDS, "row 1"), ("memory", MEMORY_FIELDS_BEFORE_SCHEMA_3, "memory 1")]
 )
 def test_missing_field_of_an_entry_is_named(tmp_path, part, names, which):
     for name in names:
@@ -156,7 +168,7 @@ def test_missing_field_of_an_entry_is_named(tmp_path, part, names, which):
     ("changes", "message"),
     [
         ({"kind": "eval"}, "of kind 'eval', and one of kind 'bench' is needed"),
-        ({"schema": 3}, "has schema 3, and this coremat reads schemas 1 and 2: update coremat"),
+        ({"schema": 4}, "has schema 4, and this coremat reads schemas 1 to 3: update coremat"),
         ({"rows": [asdict(ROW), asdict(ROW) | {"projected_ms": 1.0}]}, "row 2: samples_ms has 4 times and projected"),
         ({"memory": [7]}, "memory 1 is 7, and must be an object"),
         ({"memory": [asdict(MEMORY) | {"peak_gb": "all"}]}, "memory 1: peak_gb is 'all'"),

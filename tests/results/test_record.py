@@ -24,7 +24,7 @@ RECORD = Record("tiny", (ROW, replace(ROW, method="corematching", stderr=0.6)), 
 
 def document(**changes):
     rows = [asdict(row) for row in RECORD.rows]
-    whole = {"schema": 2, "kind": "eval", "model": "tiny", "rows": rows, "config": {}, "environment": {}}
+    whole = {"schema": 3, "kind": "eval", "model": "tiny", "rows": rows, "config": {}, "environment": {}}
     return whole | changes
 
 
@@ -44,10 +44,10 @@ def test_record_comes_back_from_folder_and_file(tmp_path):
 def test_written_names_are_the_agreed_ones(tmp_path):
     written = json.loads(RECORD.write(tmp_path).read_text())
     assert list(written) == ["schema", "kind", "model", "rows", "config", "environment"]
-    assert (written["schema"], written["kind"]) == (2, "eval")
+    assert (written["schema"], written["kind"]) == (3, "eval")
     assert " ".join(written["rows"][0]) == (
-        "method task metric score stderr samples image_tokens image_tokens_kept neurons neurons_kept prefill_tflops "
-        "kv_cache_mib first_token_ms decode_ms_per_token selection_ms agreement_with_dense"
+        "method task metric score stderr samples image_tokens image_tokens_kept neurons neurons_kept ffn_read_mib "
+        "prefill_tflops kv_cache_mib first_token_ms decode_ms_per_token selection_ms agreement_with_dense"
     )
     assert written["rows"][0]["stderr"] is None
 
@@ -163,8 +163,8 @@ def test_config_may_hold_paths(tmp_path):
         ("{", "is not JSON"),
         ("\x00", "is not JSON"),
         ("[1]", r"it holds \[1\] where an object is needed"),
-        (document(schema=3), "has schema 3, and this coremat reads schemas 1 and 2: update coremat"),
-        (document(schema=0), "has schema 0, and this coremat reads schemas 1 and 2$"),
+        (document(schema=4), "has schema 4, and this coremat reads schemas 1 to 3: update coremat"),
+        (document(schema=0), "has schema 0, and this coremat reads schemas 1 to 3$"),
         (document(schema=1), "row 1 lacks prefill_ms; null stands for"),
         (document(schema="1"), "'schema' is \"1\", and must be a whole number"),
         (document(schema=True), "'schema' is true"),

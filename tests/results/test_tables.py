@@ -98,7 +98,23 @@ def test_cells_of_a_full_row():
 
 def test_what_was_not_measured_is_empty():
     assert eval_table(record(EMPTY)).rows == (("dense", "shapes", "exact_match", "", "0", *[""] * 8),)
-    assert to_csv(eval_table(record(EMPTY))).splitlines()[1] == "dense,shapes,exact_match,,,0" + "," * 10
+    assert to_csv(eval_table(record(EMPTY))).splitlines()[1] == "dense,shapes,exact_match,,,0" + "," * 11
+
+
+def test_what_ffns_read_is_shown_where_it_was_counted():
+    table = eval_table(record(replace(FULL, ffn_read_mib=1.75), EMPTY))
+    place = [column.heading for column in table.columns].index("FFN MiB\nread/tok")
+    assert [row[place] for row in table.rows] == ["1.75", ""]
+    assert "ffn_read_mib" in to_csv(table).splitlines()[0].split(",")
+    assert not any(column.heading.startswith("FFN") for column in eval_table(record(FULL)).columns)
+
+
+def test_times_that_mean_nothing_are_said_to():
+    methods = {"oracle-neurons": {"name": "oracle-neurons", "accuracy_only": True}, "dense": {"name": "dense"}}
+    notes = [note for note in eval_table(record(FULL, methods=methods)).notes if "accuracy only" in note]
+    assert notes == [
+        "oracle-neurons: accuracy only; decode steps compute more than is counted, so their times mean nothing."
+    ]
 
 
 def test_score_without_error_and_half_counts():

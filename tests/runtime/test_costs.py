@@ -105,6 +105,8 @@ HOOKS = {
     "core-neurons": {"down_proj": LAYERS, "ffn": LAYERS},
     "random-neurons": {"down_proj": LAYERS, "ffn": LAYERS},
     "oracle-neurons": {"ffn": LAYERS},
+    "two-level": {"down_proj": LAYERS, "ffn": LAYERS},
+    "wina": {},
     "core-tokens": CUTTING | SCORED,
     "core-tokens:tokens=all": {},
     "fastv": CUTTING | SCORED,

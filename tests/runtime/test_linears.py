@@ -120,20 +120,20 @@ def test_fused_matrices_are_refused_in_a_sentence():
     attention = model.get_decoder().layers[2].self_attn
     attention.qkv_proj = nn.Linear(64, 128)
     del attention.q_proj, attention.k_proj, attention.v_proj
-    message = "layer 2 of Llava.* has no q_proj, k_proj, v_proj in its LlamaAttention; accepted: attention with q_proj"
+    message = r"layer 2 of Llava.* has no q_proj, k_proj, v_proj in its LlamaAttention; accepted: attention with q_proj"
     with pytest.raises(UnsupportedError, match=message), coremat.apply(model, EvenInputs()):
         pass
 
 
 def test_wrapped_and_offloaded_matrices_are_refused(model):
-    with offloaded_ffn(model, "cpu"), pytest.raises(UnsupportedError, match="weights of layer 0 .* are offloaded"):
+    with offloaded_ffn(model, "cpu"), pytest.raises(UnsupportedError, match=r"weights of layer 0 .* are offloaded"):
         coremat.apply(model, EvenInputs()).__enter__()
     wrapped = tiny_llava()
     layer = wrapped.get_decoder().layers[1]
     layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj)
-    with pytest.raises(UnsupportedError, match="o_proj in layer 1 of Llava.* is a Sequential with weights of None"):
+    with pytest.raises(UnsupportedError, match=r"o_proj in layer 1 of Llava.* is a Sequential with weights of None"):
         coremat.apply(wrapped, EvenInputs()).__enter__()
     hooked = tiny_llava()
     hooked.get_decoder().layers[3].mlp.up_proj._hf_hook = SimpleNamespace()
-    with pytest.raises(UnsupportedError, match="weights of layer 3 .* are offloaded"):
+    with pytest.raises(UnsupportedError, match=r"weights of layer 3 .* are offloaded"):
         coremat.apply(hooked, EvenInputs()).__enter__()

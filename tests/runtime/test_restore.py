@@ -13,6 +13,8 @@ METHODS = [
     "visionzip:tokens=4+random-neurons",
     "fastv",
     "oracle-neurons",
+    "two-level",
+    "wina",
     "corematching-released",
 ]
 

@@ -93,6 +93,7 @@ def test_a_row_is_what_its_lines_are(whole: Path) -> None:
         assert row.image_tokens_kept == pytest.approx(lines.image_tokens_kept.mean())
         assert row.kv_cache_mib == pytest.approx(lines.kv_cache_mib.mean())
         assert row.neurons_kept == 140.5
+        assert row.ffn_read_mib == 3.0
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same(whole: Path, fake: FakeAnswer, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_answers_of_an_older_schema_are_another_run(fake: FakeAnswer, tmp_path: 
     claim.write_text(
         json.dumps({name: value for name, value in json.loads(claim.read_text()).items() if name != "schema"})
     )
-    with pytest.raises(OutputError, match="schema: None there, 2 here"):
+    with pytest.raises(OutputError, match="schema: None there, 3 here"):
         run(tmp_path)
 
 

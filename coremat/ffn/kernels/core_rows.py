@@ -4,7 +4,8 @@
 
 An opaque operator runs eagerly, in a compiled step and inside a captured graph, interpreted kernels or not. How the
 work is cut depends on shapes alone and is worked out here: nothing is tuned by running it, so nothing changes from one
-run to the next. This module can be imported without triton.
+run to the next. This module can be imported without triton. Two more operators are parts of it for FFNs and Linears
+that choose token by token: `sum_of_rows` and `products_with_rows`.
 """
 
 from typing import Any
@@ -98,6 +99,44 @@ def core_rows_ffn(
 @core_rows_ffn.register_fake
 def _shape(x: torch.Tensor, *others: Any) -> torch.Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("coremat::sum_of_rows", mutates_args=())
+def sum_of_rows(weights: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """For each token the sum of its rows `index` [N, K] of `rows` [F, H], each times its weight [N, K]. Float32 inside.
+    Returns [N, H] in the dtype of the weights, the same bits at every run."""
+    with torch.cuda.device_of(rows):
+        return _down(weights.float(), rows, index.contiguous(), weights.dtype)
+
+
+@sum_of_rows.register_fake
+def _sum_shape(weights: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return weights.new_empty(len(weights), rows.shape[1])
+
+
+@torch.library.custom_op("coremat::products_with_rows", mutates_args=())
+def products_with_rows(x: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """For each token x [N, H] its products with its rows `index` [N, K] of `rows` [F, H]: float32 [N, K]."""
+    from coremat.ffn.kernels import core_rows_triton as kernels
+
+    (tokens, hidden), count, index = x.shape, index.shape[1], index.contiguous()
+    found = x.new_empty(tokens, count, dtype=torch.float32)
+    tile_rows, columns = gate_up_tile(hidden, tokens * count)
+    with torch.cuda.device_of(rows):
+        kernels.products[tokens, _ceil_div(count, tile_rows)](
+            *(x, rows, index, found),
+            *(hidden, count),
+            *(x.stride(0), rows.stride(0), index.stride(0)),
+            ROWS=tile_rows,
+            COLUMNS=columns,
+            **OPTIONS,
+        )
+    return found
+
+
+@products_with_rows.register_fake
+def _products_shape(x: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(index.shape, dtype=torch.float32)
 
 
 def _gate_up(

@@ -7,6 +7,8 @@ for memory, and all that these kernels aim at is to keep enough bytes under way.
     down_rows_partial   sums of a[k] * down[:, k], over a share of C each
     down_reduce         the shares, added in a fixed order
 
+The last two also add up other rows for each token (`sum_of_rows`); `products` multiplies a token with rows of its own.
+
 Atomic adds in the place of the last would save a launch, but the order of the sum, and with it the last bits of the
 answer, would change from run to run. Weights become float32 as they are loaded; no other arithmetic is done. Where H
 and the strides are multiples of 16, the masks over columns leave the loads of weights 128 bits wide.
@@ -79,6 +81,35 @@ def gate_up_rows(
         on_gate += of_gate.to(tl.float32) * value
         on_up += of_up.to(tl.float32) * value
     tl.store(active + b * K + k, ACT(tl.sum(on_gate, 1)) * tl.sum(on_up, 1), mask=k < K)
+
+
+@triton.jit
+def products(
+    x: tl.tensor,  # [N, H]
+    rows: tl.tensor,  # [F, H]
+    index: tl.tensor,  # [N, K]
+    found: tl.tensor,  # out: float32 [N, K]
+    H: int,
+    K: int,
+    x_stride: int,
+    row_stride: int,
+    index_stride: int,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """found[n, k] = rows[I_nk] x_n, as one of the two matrices of `gate_up_rows`. Grid (N, ceil(K / ROWS))."""
+    n = tl.program_id(0)
+    k = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(index + n * index_stride + k, mask=k < K, other=0).to(tl.int64)[:, None]
+    h = tl.arange(0, COLUMNS)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, H, COLUMNS):
+        column = start + h
+        there = column < H
+        value = tl.load(x + n * x_stride + column, mask=there, other=0.0).to(tl.float32)
+        weight = tl.load(rows + row * row_stride + column, mask=there, other=0.0, eviction_policy="evict_first")
+        total += weight.to(tl.float32) * value
+    tl.store(found + n * K + k, tl.sum(total, 1), mask=k < K)
 
 
 @triton.jit

@@ -8,23 +8,18 @@ from typing import Any
 
 import torch
 
-from coremat.timers import Stopwatch
+from coremat.ffn.per_token import PerTokenFFN
 
 Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class TokenNeuronsFFN:
-    """`coremat.ffn.SparseFFN` over `mlp`. choose(x, gate): from the FFN's input [B, q, H] and act(gate x) [B, q, F] to
-    bool [B, q, F], the neurons that each token uses. weights: what `choose` holds beside the model."""
+class TokenNeuronsFFN(PerTokenFFN):
+    """An FFN over `mlp`. choose(x, gate): from the FFN's input [B, q, H] and act(gate x) [B, q, F] to bool [B, q, F],
+    the neurons that each token uses. weights: what `choose` holds beside the model."""
 
-    def __init__(self, mlp: Any, choose: Choose, *weights: torch.Tensor) -> None:
-        self.mlp, self._choose, self._weights = mlp, choose, weights
-
-    def prepare(self, core: torch.Tensor, watch: Stopwatch) -> None:
-        """A token's neurons are known when it comes."""
-
-    def materialise(self) -> None:
-        """There is nothing to copy."""
+    def __init__(self, mlp: Any, count: int, choose: Choose, *weights: torch.Tensor) -> None:
+        super().__init__(mlp, count)
+        self._choose, self._weights = choose, weights
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         mlp = self.mlp
