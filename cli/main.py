@@ -8,6 +8,7 @@ import typer
 from coremat import __version__
 from coremat.cli import console
 from coremat.cli.bench import bench
+from coremat.cli.calibrate import calibrate
 from coremat.cli.check import check
 from coremat.cli.check_method import check_method
 from coremat.cli.data import data
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("eval")(evaluate)
 app.command("bench")(bench)
+app.command("calibrate")(calibrate)
 app.command("check")(check)
 app.command("check-method")(check_method)
 app.command("run")(run)

@@ -96,7 +96,8 @@ def _show_one(method: "Method") -> None:
 def _told(method: "Method") -> Iterator[str]:
     name = method.identity()["name"]
     yield f"{name}: {method.summary}" if method.summary else name
-    needs = ", ".join(sorted(method.needs))
+    calibration = ["a calibration (coremat calibrate)"] if method.takes("calibrate") else []
+    needs = ", ".join([*sorted(method.needs), *calibration])
     only = "its decode steps compute more than is counted, and their times mean nothing" * method.accuracy_only
     facts = {"slot": method.slot, "accuracy only": only}
     facts |= {"paper": method.paper, "departures": method.departures, "needs": needs}

@@ -17,6 +17,7 @@ LEVELS = [
         "coremat.checks",
         "coremat.environment",
         "coremat.errors",
+        "coremat.fingerprint",
         "coremat.hooks",
         "coremat.memory",
         "coremat.names",

@@ -19,7 +19,7 @@ Three option names have a meaning for all methods, for the command line fills th
 tokens), `prune_layer` (decoder layers that see every token) and `seed` (of what is drawn at random).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
@@ -97,6 +97,11 @@ class Method:
         """Once per `apply`, before anything is hooked: what the method needs besides the model (a text tower,
         thresholds). What it returns is the `state` of every view, of `decode_ffn` and of `linear`. UnsupportedError for
         a model that it cannot prune."""
+
+    def calibrate(self, layers: Iterable[Any]) -> Mapping[str, torch.Tensor]:
+        """Fit the method to a model: `coremat.methods.calibrated.Calibrated` has this slot, its file and its option.
+        layers: a `LayerSample` of each decoder layer, in order."""
+        raise NotImplementedError
 
     # --- image tokens -----------------------------------------------------------------------------------------------
 

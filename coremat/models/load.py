@@ -1,6 +1,5 @@
 """From what a user types (a known name, a hub id, a folder) to a model, its processor and its own defaults."""
 
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import nn
 
 from coremat.checks import one_of
 from coremat.errors import ConfigError, ModelError, UnknownNameError, UnsupportedError
+from coremat.fingerprint import fingerprint
 from coremat.models.architecture import shipped_config
 from coremat.models.families import ADAPTERS, adapter_for
 from coremat.models.known import KNOWN_MODELS
@@ -50,7 +50,7 @@ def load(
         name=name_or_path,
         model=model,
         processor=_processor(source, preprocessing),
-        fingerprint=_fingerprint(model),
+        fingerprint=fingerprint(model),
         prune_layer=own_prune_layer(config),
         device=place,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -156,14 +156,3 @@ def _processor(source: str, preprocessing: Preprocessing) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Of names, shapes and a sample of every weight: cheap for 7 billion parameters, and different after training."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)][:64].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -14,8 +14,10 @@ from typing import Any
 from coremat.errors import CorematError, MissingError, UnsupportedError
 from coremat.methods import registry
 from coremat.methods.base import Method
+from coremat.methods.calibrated import Calibrated
 from coremat.models.architecture import bare_model, shipped_config
 from coremat.models.known import KNOWN_MODELS, METHOD_SUPPORT
+from coremat.runtime.calibration import check_calibration
 from coremat.runtime.session import check
 
 TIMING_ONLY = "timing only; coremat bench has it."
@@ -53,14 +55,17 @@ def why_unsupported(model: Any, method: Method, kind: type[CorematError] = Corem
 
 def method_support(config: Any) -> dict[str, str | None]:
     """For each of coremat's own methods why a model with this Hugging Face config cannot run it; None if it can, be it
-    with files that are not on this machine."""
+    with files that are not on this machine, or after a calibration."""
     shell = bare_model(config, "meta")
     return {name: _why_lacking(shell, registry.parse(name)) for name in registry.modules()}
 
 
-def _why_lacking(model: Any, method: Method) -> str | None:
+def _why_lacking(shell: Any, method: Method) -> str | None:
     try:
-        check(model, method)
+        if isinstance(method, Calibrated):
+            check_calibration(shell, method)
+        else:
+            check(shell, method)
     except MissingError:
         return None
     except CorematError as error:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from coremat.methods.views import ImageView, LayerView
 from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for
 from coremat.models.shape import ATTENTION
+from coremat.runtime.calibration import calibrate, calibrated_part
 from coremat.runtime.questions import spelled
 from coremat.runtime.session import Session, check
 from coremat.testing.answers import Answer, answer
@@ -35,6 +38,7 @@ from coremat.testing.families import FAMILIES, Family
 from coremat.testing.families.family import prompts_of
 
 NEW = 4  # tokens of each answer
+CALIBRATION_TOKENS = 12  # of each answer that a method is calibrated on
 TIGHT = 1e-4  # logits are of order one; float32
 BATCHES = ("one", "left-padded", "several images", "video")
 
@@ -80,8 +84,17 @@ def check_method(method: Method | str, families: Sequence[str] | None = None) ->
 
 
 def check_on(method: Method, family: Family) -> Iterator[Finding]:
-    """Every invariant on one family; one line where the family cannot give the method."""
+    """Every invariant on one family; one line where the family cannot give the method.
+
+    A method that needs a calibration and has none is calibrated on the family's tiny model.
+    """
+    with TemporaryDirectory() as folder:
+        yield from _findings(method, family, Path(folder) / "calibration.safetensors")
+
+
+def _findings(method: Method, family: Family, file: Path) -> Iterator[Finding]:
     try:
+        method = calibrated(method, family, file)
         check(tiny(family), method)
     except UnsupportedError as error:
         yield Finding(family.name, "all", None, str(error))
@@ -94,6 +107,15 @@ def check_on(method: Method, family: Family) -> Iterator[Finding]:
         if finding.ok is False:  # who knows what was left on the models
             _models().clear()
         yield finding
+
+
+def calibrated(method: Method, family: Family, file: Path) -> Method:
+    """The method as it is, or, where it needs a calibration and has none, with one of its own in `file`."""
+    if not method.takes("calibrate") or calibrated_part(method).calibration is not None:
+        return method
+    batches = [family.batch("left-padded"), family.batch("one")]
+    calibrate(tiny(family), method, batches, CALIBRATION_TOKENS).write(file)
+    return registry.with_options(method, calibration=str(file))
 
 
 def _asked(method: Method, family: Family, invariant: str, ask: "Ask") -> Finding:

@@ -32,6 +32,7 @@ from coremat.methods.base import Method
 from coremat.methods.joined import Joined
 from coremat.methods.options import kinds_of, parse_option
 from coremat.models.load import LoadedModel, load
+from coremat.preprocessing.prompt_format import Preprocessing
 
 DEFAULT_NEW_TOKENS = 128  # where a task says nothing
 # What reading a broken image or video raises: Pillow's own, and what escapes from its decoders.
@@ -206,27 +207,32 @@ class CoreMatchingLmms(lmms):
                 with _unreadable(*NOT_DECODED):
                     doc = docs[doc_id]
                 with _unreadable(SystemExit):  # is how some tasks say that a video is missing
-                    return [self._message(message) for message in doc_to_messages(doc)], None
+                    return as_conversation(doc_to_messages(doc), self.loaded.preprocessing), None
         except DataError as error:
             return [], str(error)
-
-    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """lmms-eval's as transformers' chat templates take it: a medium under the name of its type."""
-        return {"role": message["role"], "content": [self._media(part) for part in message["content"]]}
-
-    def _media(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        kind = part["type"]
-        if kind == "video":
-            return {"type": kind, kind: self.loaded.preprocessing.video(part["url"])}
-        if isinstance(part.get("url"), Image.Image):
-            part["url"].load()
-        return {"type": kind, kind: part["text"] if kind == "text" else part["url"]}
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         raise UnsupportedError("this task compares likelihoods of given answers, and coremat only generates answers")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise UnsupportedError("this task talks in several rounds, and coremat answers in one")
+
+
+def as_conversation(messages: Sequence[Mapping[str, Any]], preprocessing: Preprocessing) -> list[dict[str, Any]]:
+    """lmms-eval's messages as transformers' chat templates take them: a medium under the name of its type."""
+    return [
+        {"role": message["role"], "content": [_media(part, preprocessing) for part in message["content"]]}
+        for message in messages
+    ]
+
+
+def _media(part: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
+    kind = part["type"]
+    if kind == "video":
+        return {"type": kind, kind: preprocessing.video(part["url"])}
+    if isinstance(part.get("url"), Image.Image):
+        part["url"].load()
+    return {"type": kind, kind: part["text"] if kind == "text" else part["url"]}
 
 
 @contextmanager

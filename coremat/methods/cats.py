@@ -1,0 +1,62 @@
+"""CATS: neurons whose gate is small are left out, token by token, by a threshold for each layer.
+
+Lee et al., "CATS: Contextually-Aware Thresholding for Sparsity in Large Language Models", COLM 2024 (arXiv
+2404.08763): with t the quantile of |act(gate x)| over calibration data, a token's neurons are those with
+|act(gate x)| >= t. The gate is computed whole; up and down are read for these neurons only.
+
+Departures: quantiles for every thousandth, so that one calibration serves all shares; they are taken at tokens of
+answers (the authors': of text), for only there neurons are left out; every neuron is computed and the small ones zeroed
+(theirs: a kernel), so that this says what it costs in quality, and no speed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import torch
+
+from coremat.methods.calibrated import Calibrated, LayerSample
+from coremat.methods.common.quantiles import at_share, reached, thresholds
+from coremat.methods.common.token_neurons import TokenNeuronsFFN
+from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.options import Share
+from coremat.methods.reads import Reads
+from coremat.models.shape import DecoderShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cats(Calibrated):
+    """beta: share of the neurons kept on the calibration's tokens (the authors': 0.5), to a thousandth."""
+
+    name: ClassVar[str] = "cats"
+    summary: ClassVar[str] = "CATS: each token's neurons with a large gate, by a calibrated threshold for each layer"
+    paper: ClassVar[str] = "Lee et al., COLM 2024 (arXiv 2404.08763)"
+    departures: ClassVar[str] = "calibrated on answers to images; small gates are zeroed, not skipped: accuracy only"
+
+    accuracy_only: ClassVar[bool] = True
+
+    beta: Share = 0.5
+
+    def calibrate_layer(self, layer: LayerSample) -> Mapping[str, torch.Tensor]:
+        table = thresholds(layer.gate(False).abs())
+        return {"thresholds": table, "reached": reached(layer.gate(True).abs(), table)}
+
+    def figures(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {
+            "threshold": at_share(tensors["thresholds"], self.beta),
+            "share reached": at_share(tensors["reached"], self.beta),
+        }
+
+    def neuron_count(self, size: int) -> int:
+        return core_count(size, self.beta)
+
+    def reads(self, layer: int, shape: DecoderShape) -> Reads:
+        """The whole gate, and the neurons' share of up and down."""
+        share = Fraction(self.neuron_count(shape.ffn), shape.ffn)
+        return Reads(up_proj=share, down_proj=share)
+
+    def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> TokenNeuronsFFN:
+        weight = mlp.gate_proj.weight
+        threshold = at_share(state["thresholds"][number], self.beta).to(weight.device)
+        return TokenNeuronsFFN(mlp, self.neuron_count(len(weight)), lambda x, gate: gate.abs() >= threshold)
