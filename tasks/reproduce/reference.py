@@ -27,6 +27,7 @@ from coremat.results.analysis import accuracy_by, compare, with_answer_length
 from coremat.results.plots.eval import plot_panels, plot_sweep
 from coremat.results.record.eval import Record, Row, read_samples, write_text_atomic
 from coremat.runtime.support import given_and_skipped
+from coremat.tasks.reproduce.calibrations import with_calibration
 from coremat.tasks.run.runner import evaluate
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -35,6 +36,21 @@ SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
 METHODS_LIMIT = 400  # questions of each task for a table of all methods
 KEPT_LIMIT = 400
 COUNTS = (9, 18, 36, 72)
+READ_SHARES = (0.1, 0.2, 0.4, 0.6)
+NEURON_KINDS = (
+    "core-neurons:beta={}",
+    "griffin:beta={}",
+    "energy-neurons:beta={}",
+    "energy-neurons:weighted=true:beta={}",
+    "cats:beta={}",
+    "teal:beta={}",
+    "wina:matrices=ffn:keep={}",
+    "predictor:rank=32:beta={}",
+    "random-neurons:beta={}",
+    "oracle-neurons:beta={}",
+)
+TWO_LEVELS = ((0.2, 0.05), (0.4, 0.1), (0.6, 0.2), (0.8, 0.4))
+READ_ANCHORS = ("random-neurons", "oracle-neurons")
 ANCHORS = ("random-tokens", "downsample")  # drawn in every panel of the plot of token methods
 ORIGINAL = ":positions=original"
 OTHER_SETTINGS = (
@@ -100,6 +116,12 @@ def token_methods(loaded: LoadedModel) -> tuple[str, ...]:
     )
 
 
+def read_methods() -> tuple[str, ...]:
+    """Neuron methods at several shares; those that choose for each token too, and their bounds."""
+    pairs = (f"two-level:candidates={candidates}:beta={beta}" for candidates, beta in TWO_LEVELS)
+    return ("dense", *(kind.format(share) for kind in NEURON_KINDS for share in READ_SHARES), *pairs)
+
+
 def every_method(loaded: LoadedModel) -> tuple[str, ...]:
     """Those that the bundled model can run, and not what is for timing only."""
     methods = {name: parse(name, prune_layer=loaded.prune_layer) for name in modules()}
@@ -133,6 +155,7 @@ def runs(loaded: LoadedModel) -> tuple[Run, ...]:
         Run("neuron-ratio", ("shapes",), neuron_methods(), SWEEP_LIMIT),
         Run("methods", ("easyvqa", "shapes"), every_method(loaded), METHODS_LIMIT),
         Run("tokens-kept", ("shapes",), kept_methods(token_methods(loaded)), KEPT_LIMIT),
+        Run("ffn-read", ("shapes",), read_methods(), KEPT_LIMIT),
         Run("token-budget", ("shapes",), budget_methods(sorted({2, loaded.prune_layer})), SWEEP_LIMIT),
     )
 
@@ -140,7 +163,7 @@ def runs(loaded: LoadedModel) -> tuple[Run, ...]:
 def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> tuple[Record, pandas.DataFrame]:
     """Evaluate in `work`, going on where it was stopped, and copy what is kept to `output`."""
     folder, kept = work / run.name, output / run.name
-    methods = {spec: parse(spec, prune_layer=loaded.prune_layer) for spec in run.methods}
+    methods = {spec: with_calibration(spec, loaded, work / "calibrations") for spec in run.methods}
     record = evaluate(loaded, run.tasks, methods, run.limit, BATCH_SIZE, 0, folder)
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -208,6 +231,33 @@ def report_kept(record: Record, folder: Path) -> None:
     draw_panels(record, panels, folder / "tokens_kept.png", title, "image tokens kept of 144", ANCHORS)
 
 
+def report_read(record: Record, folder: Path) -> None:
+    """Accuracy over what a token reads of the FFNs, a line for each way of choosing neurons."""
+    rows = accuracies(record)
+    dense = next(row.ffn_read_mib for row in rows if row.method == DENSE)
+    points: list[dict[str, Any]] = [
+        {
+            "read": 100 * row.ffn_read_mib / dense,
+            "score": row.score,
+            "error": row.stderr,
+            "method": kind_of(row.method),
+            "chosen": "token by token"
+            if parse(row.method).takes("decode_ffn") or parse(row.method).takes("linear")
+            else "once, for the answer",
+        }
+        for row in rows
+        if row.method != DENSE and row.ffn_read_mib is not None and dense
+    ]
+    title = "Accuracy by what a token reads of the FFNs (shapes)"
+    draw_panels(record, points, folder / "ffn_read.png", title, "FFN bytes read per token (% of dense)", READ_ANCHORS)
+
+
+def kind_of(spec: str) -> str:
+    """A method as typed, without the option that says how much it keeps."""
+    name, *options = spec.split(":")
+    return ":".join([name, *(one for one in options if one.partition("=")[0] not in ("beta", "keep", "candidates"))])
+
+
 def accuracies(record: Record) -> list[Row]:
     return [row for row in record.rows if row.metric == "accuracy"]
 
@@ -259,6 +309,8 @@ def report(run: Run, record: Record, samples: pandas.DataFrame, folder: Path, pr
         report_default(samples, folder)
     elif run.name == "tokens-kept":
         report_kept(record, folder)
+    elif run.name == "ffn-read":
+        report_read(record, folder)
     elif run.name == "token-budget":
         report_budget(samples, folder, prune_layers)
     elif run.name == "neuron-ratio":

@@ -1,5 +1,6 @@
 """The program behind `results/reference/`: what it keeps of a run, and that its plots and tables come out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fake_answers import FAKE, FakeAnswer, install
 from typer.testing import CliRunner
 
 from coremat.methods.registry import DEFAULTS, parse
+from coremat.results.record.eval import Record, Row
 from coremat.tasks.reproduce import reference
 from coremat.tasks.reproduce.reference import Run, budget_methods, layer_methods, measure, neuron_methods
 
@@ -68,6 +70,25 @@ def test_token_methods_are_drawn_by_where_they_cut(tmp_path: Path, monkeypatch: 
     assert places["fastv"] == places["pyramiddrop"] == "in the decoder, earlier caches full"
     assert not any(name.endswith("original") for name in places)
     assert (tmp_path / "tokens_kept.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_neuron_methods_are_drawn_over_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[pandas.DataFrame] = []
+    monkeypatch.setattr(reference, "plot_panels", lambda frame, path, **options: drawn.append(frame))
+    row = Row(method="dense", task="shapes", metric="accuracy", samples=9, score=90.0, stderr=1.0, ffn_read_mib=4.0)
+    typed = {"griffin:beta=0.4": 1.6, "two-level:candidates=0.6:beta=0.2": 1.4, "wina:matrices=ffn:keep=0.5": 2.0}
+    rows = (row, *(replace(row, method=spec, ffn_read_mib=read) for spec, read in typed.items()))
+    reference.report_read(Record("shapes-llava", rows), tmp_path)
+    assert drawn[0][["method", "chosen", "read"]].to_numpy().tolist() == [
+        ["griffin", "once, for the answer", pytest.approx(40)],
+        ["two-level", "token by token", pytest.approx(35)],
+        ["wina:matrices=ffn", "token by token", pytest.approx(50)],
+    ]
+
+
+def test_every_neuron_method_of_the_plot_is_one() -> None:
+    methods = reference.read_methods()
+    assert len({parse(spec) for spec in methods}) == len(methods)
 
 
 def test_equal_budgets_are_compared_with_core_tokens(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Calibrations for the runs under `results/reference`: made once in the working folder, on the bundled model's
+validation scenes, as `coremat calibrate METHOD --tasks shapes` makes them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from coremat.generate import prepare
+from coremat.methods.base import Method
+from coremat.methods.calibrated import Calibrated
+from coremat.methods.registry import parse
+from coremat.models.load import LoadedModel
+from coremat.runtime.calibration import calibrate
+from coremat.tasks.calibration import Prompts, prompts_of_tasks
+from coremat.tasks.catalogue import resolve_tasks
+from coremat.tasks.lmms_eval.quiet import lmms_eval_quiet
+
+TASK, PROMPTS, BATCH_SIZE = "shapes", 256, 8
+
+
+def with_calibration(spec: str, loaded: LoadedModel, folder: Path) -> Method:
+    """The method as typed, with a calibration of its own where it needs one."""
+    method = parse(spec, prune_layer=loaded.prune_layer)
+    if not isinstance(method, Calibrated):
+        return method
+    file = folder / f"{file_name(spec)}.safetensors"
+    if not file.exists():
+        _calibrate(method, spec, loaded, file)
+    return replace(method, calibration=str(file))
+
+
+def file_name(spec: str) -> str:
+    return spec.replace(":", "-").replace("=", "-")
+
+
+def _calibrate(method: Calibrated, spec: str, loaded: LoadedModel, file: Path) -> None:
+    with TemporaryDirectory() as noise, lmms_eval_quiet(Path(noise)):
+        prompts = prompts_of_tasks(resolve_tasks((TASK,)), loaded, PROMPTS, 0, None)
+        found = calibrate(loaded.model, method, _batches(loaded, prompts))
+    command = f"coremat calibrate {spec} --tasks {TASK} --limit {PROMPTS} --output {file.name}"
+    told = {"model": loaded.name, "data": prompts.about, "data_sha256": prompts.digest, "command": command}
+    replace(found, about={**found.about, **told}).write(file)
+
+
+def _batches(loaded: LoadedModel, prompts: Prompts) -> Iterator[Mapping[str, Any]]:
+    conversations = iter(prompts)
+    while batch := list(islice(conversations, BATCH_SIZE)):
+        yield prepare(loaded, batch)
