@@ -33,6 +33,11 @@ class Marks:
     def clear(self) -> None:
         self._moments.clear()
 
+    def put_before(self, later: "Marks") -> None:
+        """Move all marks in front of those of another, later one."""
+        later._moments[:0] = self._moments
+        self.clear()
+
 
 class Stopwatch:
     """Adds up stretches. On CUDA it waits for them only when `seconds` is read."""
@@ -46,6 +51,10 @@ class Stopwatch:
         self._marks.mark("begin")
         yield
         self._marks.mark("end")
+
+    def take_over(self, earlier: "Stopwatch") -> None:
+        """Count the stretches of an earlier watch, which begins anew."""
+        earlier._marks.put_before(self._marks)
 
     @property
     def seconds(self) -> float:

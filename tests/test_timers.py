@@ -35,6 +35,18 @@ def test_a_stopwatch_adds_up_what_is_inside_only():
     assert watch.seconds == pytest.approx(watch.seconds)
 
 
+def test_a_stopwatch_takes_over_what_an_earlier_one_counted():
+    earlier, later = Stopwatch(CPU), Stopwatch(CPU)
+    with earlier.running():
+        time.sleep(0.01)
+    time.sleep(0.02)
+    with later.running():
+        time.sleep(0.005)
+    later.take_over(earlier)
+    assert 0.015 <= later.seconds < 0.03
+    assert earlier.seconds == 0
+
+
 def test_it_goes_on_after_it_was_read():
     watch = Stopwatch(CPU)
     with watch.running():

@@ -333,6 +333,7 @@ class Session:
             return None
         if not self._prefill:
             return args, kwargs | (self._shifted(kwargs) if self._restarts else {})
+        prompt.selection.take_over(self._before.watch)
         with prompt.selection.running(), torch.no_grad():
             keep, embeddings = self._before.choose(prompt, kwargs["inputs_embeds"])
             self._stages.begin(prompt, self._before.stage, keep)

@@ -25,6 +25,7 @@ from coremat.runtime.questions import Questions, question_embeddings, questions_
 from coremat.runtime.reductions import check_budget
 from coremat.runtime.smaller_views import SmallerViews
 from coremat.runtime.tiles import placed, reduce_tiles
+from coremat.timers import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class BeforeDecoder:
         self._tower: dict[tuple[int, str], torch.Tensor] = {}
         self._class_token: torch.Tensor | None = None
         self._reductions: list[Reduction] = []
+        self.watch = Stopwatch(adapter.model.device)  # of what is chosen at the projector
         if self.at_projector and adapter.vision_layers is None:
             raise UnsupportedError(
                 f"{method.label} reads how a class token attends to the places of an image, and "
@@ -71,7 +73,7 @@ class BeforeDecoder:
                     f"tower_layer is {number}, and the vision tower has {len(layers)} layers; "
                     f"accepted: {-len(layers)} to {len(layers) - 1}."
                 )
-            hooks.before(layers[number].self_attn, self._see_attention(number))
+            self._see_attention(hooks, number, layers[number].self_attn)
         hooks.after(layers[self.adapter.feature_layer], self._see_class_token)
         hooks.before(self.adapter.vision[1], self._reduce)
 
@@ -114,15 +116,15 @@ class BeforeDecoder:
 
     # --- at the projector ---------------------------------------------------------------------------------------
 
-    def _see_attention(self, number: int) -> Any:
-        def hook(module: Any, args: tuple, kwargs: dict) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            with torch.no_grad():
-                for name in ("queries", "keys"):
-                    projected = getattr(module, f"{name[0]}_proj")(hidden)
-                    self._tower[number, name] = projected.unflatten(-1, (module.num_heads, -1))
+    def _see_attention(self, hooks: Hooks, number: int, attention: Any) -> None:
+        def keep(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+                self._tower[number, name] = output.detach().unflatten(-1, (attention.num_heads, -1))
 
-        return hook
+            return hook
+
+        hooks.after(attention.q_proj, keep("queries"))
+        hooks.after(attention.k_proj, keep("keys"))
 
     def _see_class_token(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -135,7 +137,7 @@ class BeforeDecoder:
             raise self._mismatch(tiles, len(features))
         merged, first = features.clone(), 0
         self._reductions = []
-        with torch.no_grad():
+        with self.watch.running(), torch.no_grad():
             for share in self._shares:
                 numbers = range(first, first + len(share.tiles))
                 views = [self._view(module, features, n, t, share) for n, t in zip(numbers, share.tiles, strict=True)]

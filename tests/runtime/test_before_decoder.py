@@ -1,5 +1,7 @@
 """Tokens dropped before the decoder: the model that never had them is the reference."""
 
+import time
+
 import pytest
 import torch
 from tiny import BATCHES, PER_IMAGE, answer, batch, make_inputs, tiny_llava
@@ -8,6 +10,7 @@ import coremat
 from coremat.decoding.graph_decoder import GraphDecoder
 from coremat.errors import ConfigError, UnknownNameError, UnsupportedError
 from coremat.methods import registry
+from coremat.methods.visionzip import VisionZip
 
 AT_PROJECTOR = ["visionzip", "prumerge", "prumerge+"]
 METHODS = [*AT_PROJECTOR, "divprune", "uniform-tokens", "average-pooling"]
@@ -115,8 +118,21 @@ def test_all_is_as_it_was_afterwards(model):
 
 def test_a_tower_without_a_class_token_is_refused(model, monkeypatch):
     monkeypatch.setattr("coremat.models.llava.LlavaAdapter.vision_layers", None)
+    with pytest.raises(UnsupportedError, match="visionzip needs a class token; LlavaForConditionalGeneration gives"):
+        coremat.apply(model, "visionzip").__enter__()
+    monkeypatch.setattr(VisionZip, "needs", frozenset())
     with pytest.raises(UnsupportedError, match="visionzip reads how a class token"):
         coremat.apply(model, "visionzip").__enter__()
+
+
+def test_what_is_chosen_at_the_projector_is_timed(model, monkeypatch):
+    choose, waits = VisionZip.before_projector, [0.0, 1.0]
+    monkeypatch.setattr(VisionZip, "before_projector", lambda *args: time.sleep(waits.pop()) or choose(*args))
+    with coremat.apply(model, "visionzip") as session:
+        answer(model, batch("one"), new=1)
+        assert session.stats[0].selection_seconds > 1
+        answer(model, batch("one"), new=1)
+        assert session.stats[0].selection_seconds < 1  # that of this prompt alone
 
 
 def test_half_precision_runs():
