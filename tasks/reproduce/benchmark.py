@@ -1,6 +1,6 @@
 """What `make bench` measures: speed on LLaVA-1.5-7B's shapes beside its limits, and how near to them it has to come.
 
-`python -m coremat.tasks.reproduce.benchmark --output results/reference`: three benches on random weights, one
+`python -m coremat.tasks.reproduce.benchmark --output results/reference`: four benches on random weights, one
 projection, and the evaluation of the bundled model. Each has a folder with its record, tables and plots; `goals.md`
 lays what was reached beside what has to be.
 """
@@ -17,9 +17,10 @@ import typer
 from coremat.bench.options import BenchOptions
 from coremat.bench.run import bench
 from coremat.hardware.titanxp_calibration import check_against_table3
-from coremat.methods.registry import DEFAULTS, parse
+from coremat.methods.registry import DEFAULTS, modules, parse
 from coremat.models.known import BUNDLED
 from coremat.models.load import load
+from coremat.names import DENSE
 from coremat.progress import Step
 from coremat.results.plots.bench import write_bench_plots
 from coremat.results.record.bench import BenchRecord
@@ -34,6 +35,7 @@ MODEL, KEPT, TEXT = "llava-1.5-7b", 64, 34
 FFN_MIB_PER_LAYER = 3 * 11008 * 4096 * 2 / 2**20
 KV_MIB_PER_TOKEN_AND_LAYER = 2 * 4096 * 2 / 2**20
 PAPER, HALF = "corematching", "corematching:beta=0.2"
+ALL = tuple(modules())
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Run:
     @property
     def command(self) -> str:
         layers = f" --layers {self.layers}" if self.layers else ""
+        methods = "all" if self.methods == ALL else ",".join(self.methods)
         sizes = ",".join(map(str, self.batch_sizes))
         return (
-            f"coremat bench --model {MODEL} --methods {','.join(self.methods)} --device {self.device}{layers} "
+            f"coremat bench --model {MODEL} --methods {methods} --device {self.device}{layers} "
             f"--image-tokens-kept {KEPT} --text-tokens {TEXT} --new-tokens {self.new_tokens} --batch-size {sizes} "
             f"--repeats {self.repeats}"
         )
@@ -86,6 +89,7 @@ RUNS = (
         batch_sizes=(1, 2, 4, 8),
         repeats=5,
     ),
+    Run("speed-methods", ALL, layers=4, new_tokens=8, repeats=3),
     Run("titanxp", ("dense", PAPER, HALF, *ALONE), device="titanxp"),
 )
 
@@ -132,6 +136,18 @@ def speed_goals(record: BenchRecord) -> Iterator[Goal]:
     yield Goal("selection / dense decoder prefill", 0, 0.03, record.prefill_share(selection) or 0.0, at_least=False)
     yield from length_goals(record)
     yield from memory_goals(record)
+
+
+def method_goals(record: BenchRecord) -> Iterator[Goal]:
+    """What choosing image tokens costs, and how near every method that skips what it says comes to its own bound."""
+    for name in ALL:
+        method = parse(name)
+        for row in _rows(record, name, SELECTION) if method.prunes_tokens else ():
+            share = record.prefill_share(row) or 0.0
+            yield Goal(f"choosing / dense decoder prefill, {name}", 0, 0.05, share, at_least=False)
+        for row in _rows(record, name, DECODE):
+            if name != DENSE and not method.accuracy_only:
+                yield _of_limit(record, row, f"decode step, {name}", 0.95)
 
 
 def prefill_goals(record: BenchRecord) -> Iterator[Goal]:
@@ -189,7 +205,7 @@ def evaluation_goal(work: Path) -> Goal:
     evaluate(loaded, ("easyvqa", "shapes"), methods, limit=400, batch_size=32, output=folder)
     whole = time.perf_counter() - begun
     model = generating.seconds - read_samples(folder)["selection_ms"].sum() / 1000
-    return Goal("evaluation beyond the model's own prefill and decode", 0, 0.15, whole / model - 1, at_least=False)
+    return Goal("evaluation beyond the model's own prefill and decode", 0, 0.10, whole / model - 1, at_least=False)
 
 
 def calibration_table() -> Table:
@@ -242,7 +258,12 @@ def main(
         print(run.command, flush=True)
         records[run.name] = measure(run, output / run.name)
     goals = [*speed_goals(records["speed"]), *prefill_goals(records["speed-12-layers"]), evaluation_goal(work)]
-    for table, path in ((goals_table(goals), "speed/goals"), (calibration_table(), "titanxp/calibration")):
+    of_methods = list(method_goals(records["speed-methods"]))
+    for table, path in (
+        (goals_table(goals), "speed/goals"),
+        (goals_table(of_methods), "speed-methods/goals"),
+        (calibration_table(), "titanxp/calibration"),
+    ):
         write_text_atomic(output / f"{path}.md", to_markdown(table))
         write_text_atomic(output / f"{path}.csv", to_csv(table))
         print(to_markdown(table))
