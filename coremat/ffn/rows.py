@@ -2,8 +2,8 @@
 copies.
 
 On CUDA by Triton kernels; on a CPU by the two halves of torch's embedding bag, the forward for sums and the derivative
-by the weights of its samples for products. The first is as fast as the bytes that it reads, the second takes about
-twice that, which is still less than all rows where less than half of them are wanted.
+by the weights of its samples for products. In 16 bits the first is nearly as fast as the bytes that it reads, the
+second takes about twice that, which is less than all rows where less than about half of them are wanted (`HALF_PAYS`).
 """
 
 import torch
@@ -12,12 +12,21 @@ from torch.nn import functional
 from coremat.ffn import kernels
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALF_PAYS = 0.45  # share of the rows up to which a CPU is faster by products of 16 bits with them than with all rows
 BAGS = 8  # partial sums that share the reading of the rows between threads
 
 
 def reads_rows(rows: torch.Tensor) -> bool:
     """Whether the rows of this matrix can be read one by one, without a copy, on its device."""
     return rows.stride(1) == 1 and (rows.device.type == "cpu" or _has_kernels(rows))
+
+
+def products_pay(index: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Whether `row_products` of the rows `index` [N, k] is less work than a product with all of `rows` [F, H]."""
+    if not reads_rows(rows):
+        return False
+    halves = rows.dtype.itemsize < 4 and not _has_kernels(rows)
+    return index.numel() < len(rows) * (HALF_PAYS if halves else 1)
 
 
 def _has_kernels(rows: torch.Tensor) -> bool:
@@ -48,7 +57,7 @@ def summed_rows(weights: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) 
     starts = torch.arange(0, count, piece, device=rows.device)
     offsets = torch.arange(0, tokens * count, count, device=rows.device)[:, None] + starts
     exact = weights.flatten().to(rows.dtype)  # under autocast they are narrower than the rows
-    bags = index.flatten(), rows, offsets.flatten()
+    bags = index.flatten().contiguous(), rows, offsets.flatten()
     parts = functional.embedding_bag(*bags, mode="sum", per_sample_weights=exact)
     wide = torch.promote_types(rows.dtype, torch.float32)
     return parts.view(tokens, len(starts), -1).sum(1, dtype=wide).to(weights.dtype)
@@ -64,7 +73,9 @@ def row_products(x: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> to
     tokens, count = index.shape
     bag = torch.arange(tokens, device=rows.device)
     places = bag * count, bag.repeat_interleave(count)
-    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(exact, rows, index.flatten(), *places, 0)
+    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        exact, rows, index.flatten().contiguous(), *places, 0
+    )
     return found.view(tokens, count).to(x.dtype)
 
 

@@ -8,8 +8,9 @@ hidden states and active neurons.
 Departures: both papers are about ReLU models, where an active neuron is one that is not zero; here the active neurons
 of a token are its `beta` largest |A|, whatever the activation function, and as many are predicted. h is what the FFN
 reads, behind its norm. A missed neuron weighs (1 - beta) / beta times as much as a false one, so that both kinds weigh
-the same in sum. One rank for all layers. Every neuron is computed and those that were not predicted are zeroed: this
-says what a predictor costs in quality; `powerinfer` has its time.
+the same in sum. One rank for all layers. Rows of gate, up and down of neurons that were not predicted are not read on a
+CPU, and on CUDA with Triton, of a step whose tokens together want fewer than there are (a batch soon wants more; on a
+CPU gate and up, of 16 bits, are read whole from about half of them on).
 """
 
 from collections.abc import Mapping
@@ -19,9 +20,9 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
+from coremat.ffn.per_token import PerTokenFFN, check_resident, chosen_outputs, gated_neurons, strongest
 from coremat.methods.calibrated import Calibrated, LayerSample
 from coremat.methods.common.random import generator
-from coremat.methods.common.token_neurons import TokenNeuronsFFN
 from coremat.methods.corematching.core_neurons import core_count
 from coremat.methods.options import Count, Seed, Share
 from coremat.methods.reads import Reads
@@ -38,11 +39,7 @@ class TrainedPredictor(Calibrated):
     name: ClassVar[str] = "predictor"
     summary: ClassVar[str] = "each token's neurons by a trained predictor of low rank, as Deja Vu and PowerInfer have"
     paper: ClassVar[str] = "Liu et al., ICML 2023 (arXiv 2310.17157); Song et al., SOSP 2024 (arXiv 2312.12456)"
-    departures: ClassVar[str] = (
-        "the largest |A| are the active neurons, and as many are predicted; one rank; others are zeroed, not skipped: "
-        "accuracy only"
-    )
-    accuracy_only: ClassVar[bool] = True
+    departures: ClassVar[str] = "the largest |A| are the active neurons, and as many are predicted; one rank"
     calibrated_for: ClassVar[tuple[str, ...]] = ("beta", "rank", "fit_seed")
 
     beta: Share = 0.4
@@ -71,11 +68,29 @@ class TrainedPredictor(Calibrated):
         own = self.rank * (shape.hidden + shape.ffn)
         return Reads.of_neurons(self.neuron_count(shape.ffn), shape.ffn, extra=own)
 
-    def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> TokenNeuronsFFN:
+    def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> "PredictedNeuronsFFN":
         weight = mlp.gate_proj.weight
         inner, outer = (state[name][number].to(weight.device, weight.dtype) for name in ("inner", "outer"))
-        count = self.neuron_count(len(weight))
-        return TokenNeuronsFFN(mlp, count, lambda x, gate: most_likely(scores(x, inner, outer), count), inner, outer)
+        return PredictedNeuronsFFN(mlp, self.neuron_count(len(weight)), inner, outer)
+
+
+class PredictedNeuronsFFN(PerTokenFFN):
+    """An FFN of the `count` neurons that the two matrices find likeliest."""
+
+    def __init__(self, mlp: Any, count: int, inner: torch.Tensor, outer: torch.Tensor) -> None:
+        check_resident(mlp, TrainedPredictor.name)
+        super().__init__(mlp, count)
+        self._inner, self._outer = inner, outer
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(0, -2)
+        index = strongest(scores(tokens, self._inner, self._outer), self.count)
+        gates = self.mlp.act_fn(chosen_outputs(tokens, index, self.mlp.gate_proj))
+        return gated_neurons(tokens, gates, index, self.mlp).view(*x.shape[:-1], -1)
+
+    @property
+    def bytes(self) -> int:
+        return self._inner.nbytes + self._outer.nbytes
 
 
 def scores(x: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
@@ -85,8 +100,7 @@ def scores(x: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor) -> torch.T
 
 def most_likely(scores: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` neurons of each token with the largest scores, ties to the lower index: bool [..., F]."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, strongest(scores, count), True)
 
 
 def recall(found: torch.Tensor, active: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,9 @@ output least.
 Departures: quantiles of |x| as they are (theirs: of a histogram taken to be even around zero), at tokens of answers;
 inputs are left out while decoding only (their evaluation: also in the second half of a prompt). Greedy is within the
 FFN, by its output on held-out prompts; the attention keeps the uniform share, for what its matrices change shows in
-later tokens only. Inputs are zeroed, not skipped: this says what it costs in quality, and no speed.
+later tokens only. Columns of inputs that are left out are not read on a CPU, of a step whose tokens together want fewer
+than there are (a batch soon wants more). On CUDA (theirs: a kernel) these inputs are zeroed and nothing is skipped, for
+how many a token has is not known without waiting for the device.
 """
 
 from collections.abc import Mapping
@@ -18,12 +20,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from coremat.ffn.per_token import nonzero_inputs
 from coremat.methods.base import Forward
 from coremat.methods.budget import as_fraction
 from coremat.methods.calibrated import Calibrated, LayerSample
-from coremat.methods.common.quantiles import at_share, thresholds
+from coremat.methods.common.quantiles import at_share, thresholds, without_small
 from coremat.methods.options import Share
 from coremat.methods.reads import Reads
 from coremat.models.shape import FFN, DecoderShape
@@ -43,10 +45,10 @@ class Teal(Calibrated):
     summary: ClassVar[str] = "TEAL: small inputs of every Linear count as zero, by calibrated thresholds"
     paper: ClassVar[str] = "Liu et al., ICLR 2025 (arXiv 2408.14690)"
     departures: ClassVar[str] = (
-        "calibrated on answers to images; while decoding only; greedy within the FFN; inputs are zeroed, not skipped: "
-        "accuracy only"
+        "calibrated on answers to images; while decoding only; greedy within the FFN; on CUDA inputs are zeroed, not "
+        "skipped"
     )
-    accuracy_only: ClassVar[bool] = True
+    input_major: ClassVar[bool] = True
     sampled: ClassVar[tuple[str, ...]] = SOURCES
 
     beta: Share = 0.5
@@ -68,7 +70,12 @@ class Teal(Calibrated):
     def linear(self, layer: int, name: str, linear: nn.Linear, state: Mapping[str, torch.Tensor]) -> Forward:
         table = state["thresholds"][layer, SOURCES.index(SAME_INPUT.get(name, name))]
         threshold = at_share(table, self._share(layer, name, state)).to(linear.weight.device)
-        return lambda x: functional.linear(without_small(x, threshold), linear.weight, linear.bias)
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            tokens = without_small(x.reshape(-1, x.shape[-1]), threshold)
+            return nonzero_inputs(tokens, linear).view(*x.shape[:-1], -1)
+
+        return forward
 
     def _share(self, layer: int, name: str, state: Mapping[str, torch.Tensor]) -> float:
         if self.allocation == "uniform" or name not in FFN:
@@ -79,11 +86,6 @@ class Teal(Calibrated):
         """The share of each matrix; a greedy choice divides the same sum otherwise among those of the FFN."""
         part = as_fraction(self.beta)
         return Reads(q_proj=part, k_proj=part, v_proj=part, o_proj=part, gate_proj=part, up_proj=part, down_proj=part)
-
-
-def without_small(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """x with zeros where |x| is below the threshold."""
-    return x.masked_fill(x.abs() < threshold, 0)
 
 
 def greedy_path(mlp: Any, x: torch.Tensor, tables: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

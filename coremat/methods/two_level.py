@@ -17,10 +17,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from coremat.errors import ConfigError, UnsupportedError
-from coremat.ffn.gathered import streamed
-from coremat.ffn.per_token import chosen_inputs, strongest
-from coremat.ffn.rows import copy_rows, reads_rows, row_products, times_rows
+from coremat.errors import ConfigError
+from coremat.ffn.per_token import check_resident, gated_neurons, strongest
+from coremat.ffn.rows import copy_rows, times_rows
 from coremat.ffn.workspace import Workspace
 from coremat.methods.base import Method
 from coremat.methods.common.energy import column_norms, energy, largest
@@ -79,10 +78,7 @@ class TwoLevelFFN:
     than there is, the whole matrix is read."""
 
     def __init__(self, mlp: Any, count: int, weighted: bool) -> None:
-        if streamed(mlp):
-            raise UnsupportedError(
-                "FFN weights are offloaded; accepted by two-level: weights that stay on their device."
-            )
+        check_resident(mlp, TwoLevel.name)
         self.mlp, self.count, self.weighted = mlp, count, weighted
         self._workspace = Workspace()
         self._copied = False
@@ -116,8 +112,7 @@ class TwoLevelFFN:
         size = gates.float().abs()
         best = strongest(size * self._norms[core] if self.weighted else size, self.count)
         index = core.gather(1, best)
-        active = gates.gather(1, best) * self._up(tokens, index)
-        return chosen_inputs(active, index, self.mlp.down_proj).view(*x.shape[:2], -1)
+        return gated_neurons(tokens, gates.gather(1, best), index, self.mlp).view(*x.shape[:2], -1)
 
     def _candidates(self, x: torch.Tensor) -> torch.Tensor:
         """What the gate gives for the candidates, [B, q, c]."""
@@ -126,14 +121,6 @@ class TwoLevelFFN:
             return gate(x).gather(-1, core.expand(*x.shape[:2], -1))
         found = times_rows(x, self._gates)
         return found if gate.bias is None else found + gate.bias[core].to(found.dtype)
-
-    def _up(self, tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """What `up_proj` gives for the neurons `index` [N, k] of each token."""
-        up = self.mlp.up_proj
-        if index.numel() >= len(up.weight) or not reads_rows(up.weight):
-            return up(tokens).gather(1, index)
-        found = row_products(tokens, index, up.weight)
-        return found if up.bias is None else found + up.bias[index].to(found.dtype)
 
     @property
     def bytes(self) -> int:

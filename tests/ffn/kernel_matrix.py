@@ -10,7 +10,9 @@ from tiny import answer, batch, tiny_llava
 import coremat
 from coremat.ffn import rows
 from coremat.ffn.indexed import IndexedFFN
+from coremat.ffn.weight_layout import NeuronMajor
 from coremat.methods import registry
+from coremat.methods.predictor import PredictedNeuronsFFN
 from coremat.runtime.session import session_of
 
 NEW = 3
@@ -47,3 +49,21 @@ def test_rows_of_each_token_are_read_by_kernels(model, spec, monkeypatch):
         found = answer(model, batch("left-padded"), new=NEW)
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=2e-5)
     assert torch.equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_rows_of_predicted_neurons_are_read_by_kernels(model, tokens, monkeypatch):
+    mlp, draw = model.get_decoder().layers[0].mlp, torch.Generator().manual_seed(0)
+    inner, outer, x = (torch.randn(*size, generator=draw) for size in ((4, 64), (160, 4), (1, tokens, 64)))
+    layout = NeuronMajor(mlp.down_proj.weight)
+    layout.enter()
+    try:
+        ffn = PredictedNeuronsFFN(mlp, 40, inner, outer)
+        with monkeypatch.context() as without, torch.no_grad():
+            without.setattr(rows, "_kernels_on", lambda device: False)
+            expected = ffn(x)
+        monkeypatch.setattr(torch.nn.functional, "embedding_bag", None)
+        with torch.no_grad():
+            torch.testing.assert_close(ffn(x), expected, rtol=0, atol=1e-5)
+    finally:
+        layout.leave()

@@ -10,8 +10,8 @@ from tiny import SHAPE, answer, batch
 from torch import nn
 
 import coremat
-from coremat.methods.common.quantiles import thresholds
-from coremat.methods.teal import STEPS, Teal, greedy_path, without_small
+from coremat.methods.common.quantiles import thresholds, without_small
+from coremat.methods.teal import STEPS, Teal, greedy_path
 from coremat.models.families import adapter_for
 from coremat.models.shape import FFN, LINEARS
 
@@ -46,17 +46,19 @@ def by_hooks(model, cuts, inputs):
             handle.remove()
 
 
-def test_every_matrix_keeps_the_uniform_share(model):
+@pytest.mark.parametrize("name", ["one", "ragged"])
+def test_every_matrix_keeps_the_uniform_share(model, name):
     method = calibrated("teal:beta=0.6")
     tables = method.setup(model)["thresholds"]
-    expected = by_hooks(model, lambda number, name: float(tables[number, PLACES[name], 599]), batch("ragged"))
+    expected = by_hooks(model, lambda number, name: float(tables[number, PLACES[name], 599]), batch(name))
     with coremat.apply(model, method):
-        found = answer(model, batch("ragged"))
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=2e-5)
-    assert not torch.allclose(found.logits, answer(model, batch("ragged")).logits, atol=1e-3)
+        found = answer(model, batch(name))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found.logits, answer(model, batch(name)).logits, atol=1e-3)
 
 
-def test_a_greedy_share_is_that_of_the_ffn_together_and_leaves_attention_alone(model):
+@pytest.mark.parametrize("name", ["one", "ragged"])
+def test_a_greedy_share_is_that_of_the_ffn_together_and_leaves_attention_alone(model, name):
     method = calibrated("teal:beta=0.6:allocation=greedy")
     state = method.setup(model)
     path, step = state["path"], 24  # of 60: 0.6 is left
@@ -66,10 +68,10 @@ def test_a_greedy_share_is_that_of_the_ffn_together_and_leaves_attention_alone(m
         share = float(path[number, step, FFN.index(name)]) if name in FFN else 0.6
         return float(state["thresholds"][number, PLACES[name], round(share * 1000) - 1])
 
-    expected = by_hooks(model, cut, batch("ragged"))
+    expected = by_hooks(model, cut, batch(name))
     with coremat.apply(model, method):
-        found = answer(model, batch("ragged"))
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=2e-5)
+        found = answer(model, batch(name))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_greedy_path_gives_up_what_changes_the_output_least():
@@ -128,4 +130,25 @@ def test_a_share_is_a_step_of_the_path(beta, step):
 def test_every_matrix_is_read_by_its_share():
     reads = Teal(beta=0.3).reads(0, SHAPE)
     assert {getattr(reads, name) for name in LINEARS} == {Fraction(3, 10)}
-    assert Teal.accuracy_only
+
+
+def test_columns_of_small_inputs_are_not_read(model, monkeypatch):
+    """The columns that decode steps of a single sequence ask for are those of inputs as large as the threshold."""
+    asked, large = [], []
+    real = torch.nn.functional.embedding_bag
+
+    def counting(index, rows, *args, **options):
+        asked.append(index.tolist())
+        return real(index, rows, *args, **options)
+
+    def without(x, threshold, real=without_small):
+        if len(x) == 1:
+            large.append([n for n, value in enumerate(x[0].tolist()) if abs(value) >= float(threshold)])
+        return real(x, threshold)
+
+    monkeypatch.setattr("torch.nn.functional.embedding_bag", counting)
+    monkeypatch.setattr("coremat.methods.teal.without_small", without)
+    with coremat.apply(model, calibrated("teal:beta=0.3")):
+        answer(model, batch("one"), new=3)
+    assert len(large) == 2 * 6 * 7
+    assert asked == large

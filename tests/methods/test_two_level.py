@@ -148,7 +148,7 @@ def test_what_is_counted_is_what_is_read(model, monkeypatch):
     import coremat.ffn.per_token as per_token
     import coremat.methods.two_level as here
 
-    counting(here, "row_products", "products", lambda x, index, rows: index.numel() * rows.shape[1])
+    counting(per_token, "row_products", "products", lambda x, index, rows: index.numel() * rows.shape[1])
     counting(per_token, "summed_rows", "sums", lambda weights, index, rows: index.numel() * rows.shape[1])
     counting(here, "times_rows", "gates", lambda x, rows: rows.numel())
     method = TwoLevel(candidates=0.55, beta=0.15)

@@ -1,4 +1,4 @@
-"""Thresholds on magnitudes for every share that may be kept, in thousandths."""
+"""Thresholds on magnitudes for every share that may be kept, in thousandths, and what they leave."""
 
 import torch
 
@@ -27,3 +27,8 @@ def reached(magnitudes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 def at_share(table: torch.Tensor, share: float) -> torch.Tensor:
     """The entry of a table [..., 1000] for a share, to the nearest thousandth and at least one of them."""
     return table[..., max(1, round(share * STEPS)) - 1]
+
+
+def without_small(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """x with zeros where |x| is below the threshold."""
+    return x.masked_fill(x.abs() < threshold, 0)
