@@ -41,7 +41,7 @@ from coremat.runtime.prompt import Prompt
 from coremat.runtime.questions import Questions
 from coremat.runtime.stages import TokenStages, check_stages
 from coremat.runtime.stats import SequenceStats
-from coremat.runtime.vision import BeforeDecoder
+from coremat.runtime.vision import BeforeDecoder, check_tower
 from coremat.runtime.whole_outputs import WholeOutputs
 from coremat.runtime.window import check_window
 from coremat.tensors import membership, token_positions
@@ -101,6 +101,8 @@ class Session:
             raise UnsupportedError(adapter.tokens_unsupported)
         stages = check_stages(method, adapter)
         first = [stage for stage in stages if stage.after == 0]
+        if first:
+            check_tower(method, adapter)
         if lacking := sorted(method.needs - adapter.provides):
             raise UnsupportedError(
                 f"{method.label} needs a {' and a '.join(lacking)}; {type(adapter.model).__name__} gives "

@@ -41,6 +41,21 @@ class ImageShare:
     tiles: Sequence[Tile] = ()
 
 
+def at_projector(method: Method) -> bool:
+    """Whether tokens that are chosen before the decoder are chosen where the vision tower shows what matters."""
+    return method.takes("before_projector") and not method.takes("smaller_grids")
+
+
+def check_tower(method: Method, adapter: Adapter) -> None:
+    """UnsupportedError for a tower that does not show it."""
+    if at_projector(method) and adapter.vision_layers is None:
+        raise UnsupportedError(
+            f"{method.label} reads how a class token attends to the places of an image, and "
+            f"{type(adapter.model).__name__} has no such tower; accepted here: methods that choose behind the "
+            "projector or in the decoder."
+        )
+
+
 class BeforeDecoder:
     """What one model's images show on their way to the decoder, and which of their places stay. state: what the
     method's `setup` returned."""
@@ -48,18 +63,12 @@ class BeforeDecoder:
     def __init__(self, adapter: Adapter, method: Method, stage: Stage, state: Any) -> None:
         self.adapter, self.method, self.stage, self._state = adapter, method, stage, state
         self._smaller = SmallerViews(adapter, method) if method.takes("smaller_grids") else None
-        self.at_projector = self._smaller is None and method.takes("before_projector")
+        self.at_projector = at_projector(method)
         self._shares: list[ImageShare] = []  # of the prompts that were announced, in the order of their images
         self._tower: dict[tuple[int, str], torch.Tensor] = {}
         self._class_token: torch.Tensor | None = None
         self._reductions: list[Reduction] = []
         self.watch = Stopwatch(adapter.model.device)  # of what is chosen at the projector
-        if self.at_projector and adapter.vision_layers is None:
-            raise UnsupportedError(
-                f"{method.label} reads how a class token attends to the places of an image, and "
-                f"{type(adapter.model).__name__} has no such tower; accepted here: methods that choose behind the "
-                "projector or in the decoder."
-            )
 
     def install(self, hooks: Hooks) -> None:
         if self._smaller is not None:

@@ -25,8 +25,8 @@ from coremat.tasks.run.plan_tables import methods_table, tasks_table
 @pytest.mark.parametrize(
     ("table", "model", "methods"),
     [
-        (2, "llava-1.5-7b", ("dense", "prumerge:tokens=146", "fastv:tokens=144", "corematching")),
-        (2, "llava-1.5-13b", ("dense", "prumerge+:tokens=146", "fastv:tokens=144", "corematching")),
+        (2, "llava-1.5-7b", ("dense", "prumerge:tokens=146", "fastv:tokens=144", "trim:tokens=121", "corematching")),
+        (2, "llava-1.5-13b", ("dense", "prumerge+:tokens=146", "fastv:tokens=144", "trim:tokens=121", "corematching")),
         (4, "llava-1.5-7b", ("dense", "prumerge+:tokens=146", "fastv:tokens=144", "corematching")),
         (5, "qwen2.5-vl-3b", ("dense", "corematching")),
         (6, "video-llava-7b", ("dense", "fastv", "prumerge", "prumerge+", "corematching")),
