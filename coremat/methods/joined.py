@@ -52,6 +52,8 @@ class Joined(Method):
         self.tokens, self.by_neuron = tokens, neurons
 
     def takes(self, slot: str) -> bool:
+        if slot == "calibrate":
+            return self.tokens.takes(slot) or self.by_neuron.takes(slot)
         return self.tokens.takes(slot) if slot in TOKEN_SLOTS else self.by_neuron.takes(slot)
 
     def replace(self, **options: object) -> "Joined":

@@ -18,6 +18,7 @@ import typer
 
 from coremat.errors import UnknownNameError
 from coremat.methods.base import ANY_DEPTH, Method
+from coremat.methods.calibrated import Calibrated
 from coremat.methods.options import kinds_of
 from coremat.methods.registry import DEFAULTS, modules, parse
 from coremat.models.known import BUNDLED
@@ -123,10 +124,10 @@ def read_methods() -> tuple[str, ...]:
 
 
 def every_method(loaded: LoadedModel) -> tuple[str, ...]:
-    """Those that the bundled model can run, and not what is for timing only."""
+    """Those that the bundled model can run, once calibrated, and not what is for timing only."""
     methods = {name: parse(name, prune_layer=loaded.prune_layer) for name in modules()}
     given, _ = given_and_skipped(loaded.model, methods)
-    return tuple(given)
+    return tuple(name for name, method in methods.items() if name in given or isinstance(method, Calibrated))
 
 
 def kept_methods(names: Sequence[str]) -> tuple[str, ...]:
