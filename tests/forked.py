@@ -20,16 +20,16 @@ def context() -> BaseContext:
     return forkserver
 
 
-def in_ranks(world: int, work: Callable[..., Any], *words: Any) -> list[Any]:
+def in_ranks(world: int, work: Callable[..., Any], *words: Any, patience: float = 1) -> list[Any]:
     """What `work(rank, *words)` returned, or the exception that it raised, in each of so many ranks.
 
-    As with a launcher, the store of all ranks is here, and is gone soon after the first of them has failed.
+    As with a launcher, the store of all ranks is here, and is gone `patience` seconds after the first of them has failed.
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with ProcessPoolExecutor(world, mp_context=context()) as pool:
         futures = [pool.submit(_one, rank, world, store.port, work, words) for rank in range(world)]
         wait(futures, return_when=FIRST_EXCEPTION)
-        wait(futures, timeout=1)
+        wait(futures, timeout=patience)
         del store
     return [future.exception() or future.result() for future in futures]
 

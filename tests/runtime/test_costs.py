@@ -81,7 +81,10 @@ def hooks_of(model):
         ("decoder", [adapter.decoder]),
         ("projector", [adapter.vision[1]]),
         ("tower layers", tower),
-        ("tower attention", [layer.self_attn for layer in tower]),
+        (
+            "tower queries and keys",
+            [getattr(layer.self_attn, name) for layer in tower for name in ("q_proj", "k_proj")],
+        ),
         ("layers", adapter.layers),
         ("attention", [layer.self_attn for layer in adapter.layers]),
         ("down_proj", [layer.mlp.down_proj for layer in adapter.layers]),
@@ -98,7 +101,7 @@ def _hooks(module):
 
 CUTTING = {"model": 2, "layers": LAYERS}  # outputs by position; masks, positions and tokens of each layer
 SCORED = {"attention": 1, "down_proj": 1}  # what the one layer before a stage can show
-TOWER = {"tower layers": 1, "tower attention": 1, "projector": 1}
+TOWER = {"tower layers": 1, "tower queries and keys": 2, "projector": 1}
 HOOKS = {
     "dense": {},
     "corematching:tokens=all": {"down_proj": LAYERS, "ffn": LAYERS},

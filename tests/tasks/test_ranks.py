@@ -99,7 +99,7 @@ def test_tasks_of_lmms_eval_are_asked_as_it_asks_them(tmp_path: Path) -> None:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three ranks leave that fail after 1, 2 and 0 batches of their own."""
     folder = tmp_path_factory.mktemp("stopped")
-    ended = in_ranks(3, answer, folder, (1, 2, 0))
+    ended = in_ranks(3, answer, folder, (1, 2, 0), patience=60)  # each ends by itself, on a busy machine later
     assert {str(error) for error in ended} == {"stopped"}
     assert sorted(path.name for path in folder.glob("samples*")) == [
         "samples.jsonl",
