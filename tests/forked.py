@@ -23,7 +23,7 @@ def context() -> BaseContext:
 def in_ranks(world: int, work: Callable[..., Any], *words: Any, patience: float = 1) -> list[Any]:
     """What `work(rank, *words)` returned, or the exception that it raised, in each of so many ranks.
 
-    As with a launcher, the store of all ranks is here, and is gone `patience` seconds after the first of them has failed.
+    As with a launcher, the store of all ranks is here, and is gone `patience` seconds after one of them has failed.
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with ProcessPoolExecutor(world, mp_context=context()) as pool:
