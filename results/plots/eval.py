@@ -109,9 +109,8 @@ def plot_panels(
     names = list(dict.fromkeys(points[panel][~points[by].isin(everywhere)]))
     with rc_context(dict(STYLE)):
         figure = new_figure(height=5.6, width=3.7 * len(names))
-        for axes, name in zip(
-            figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0], names, strict=True
-        ):
+        panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
             own = points[(points[panel] == name) & ~points[by].isin(everywhere)]
             for number, (label, line) in enumerate(own.groupby(by, sort=False)):
                 _line(axes, line.sort_values(x), x, y, error, *look(number), str(label))
