@@ -16,6 +16,7 @@ import typer
 
 from coremat.bench.options import BenchOptions
 from coremat.bench.run import bench
+from coremat.errors import UnknownNameError
 from coremat.hardware.titanxp_calibration import check_against_table3
 from coremat.methods.registry import DEFAULTS, modules, parse
 from coremat.models.known import BUNDLED
@@ -251,12 +252,18 @@ def _cells(goal: Goal) -> tuple[str, ...]:
 def main(
     output: Annotated[Path, typer.Option(help="Folder of the records.")],
     work: Annotated[Path, typer.Option(help="Folder of single answers.")] = Path("coremat-runs"),
+    only: Annotated[str | None, typer.Option(help="One bench; of the others the records that are there.")] = None,
 ) -> None:
     """Make the records of speed under `results/reference/`, and say whether the goals are reached."""
+    if only is not None and only not in {run.name for run in RUNS}:
+        raise typer.BadParameter(str(UnknownNameError("bench", only, [run.name for run in RUNS])))
     records = {}
     for run in RUNS:
-        print(run.command, flush=True)
-        records[run.name] = measure(run, output / run.name)
+        if only in (None, run.name):
+            print(run.command, flush=True)
+            records[run.name] = measure(run, output / run.name)
+        else:
+            records[run.name] = BenchRecord.read(output / run.name)
     goals = [*speed_goals(records["speed"]), *prefill_goals(records["speed-12-layers"]), evaluation_goal(work)]
     of_methods = list(method_goals(records["speed-methods"]))
     for table, path in (

@@ -26,22 +26,34 @@ def with_calibration(spec: str, loaded: LoadedModel, folder: Path) -> Method:
     method = parse(spec, prune_layer=loaded.prune_layer)
     if not isinstance(method, Calibrated):
         return method
-    file = folder / f"{file_name(spec)}.safetensors"
+    file = folder / file_name(spec)
     if not file.exists():
         _calibrate(method, spec, loaded, file)
     return replace(method, calibration=str(file))
 
 
 def file_name(spec: str) -> str:
-    return spec.replace(":", "-").replace("=", "-")
+    return f"{spec.replace(':', '-').replace('=', '-')}.safetensors"
+
+
+def calibrate_command(spec: str) -> str | None:
+    """What makes the calibration of a method as typed; None for one that needs none."""
+    if not isinstance(parse(spec), Calibrated):
+        return None
+    return f"coremat calibrate {spec} --tasks {TASK} --limit {PROMPTS} --output {file_name(spec)}"
+
+
+def with_file(spec: str) -> str:
+    """The method as typed, with its calibration."""
+    return f"{spec}:calibration={file_name(spec)}" if calibrate_command(spec) else spec
 
 
 def _calibrate(method: Calibrated, spec: str, loaded: LoadedModel, file: Path) -> None:
     with TemporaryDirectory() as noise, lmms_eval_quiet(Path(noise)):
         prompts = prompts_of_tasks(resolve_tasks((TASK,)), loaded, PROMPTS, 0, None)
         found = calibrate(loaded.model, method, _batches(loaded, prompts))
-    command = f"coremat calibrate {spec} --tasks {TASK} --limit {PROMPTS} --output {file.name}"
-    told = {"model": loaded.name, "data": prompts.about, "data_sha256": prompts.digest, "command": command}
+    told = {"model": loaded.name, "data": prompts.about, "data_sha256": prompts.digest}
+    told["command"] = calibrate_command(spec)
     replace(found, about={**found.about, **told}).write(file)
 
 

@@ -221,6 +221,16 @@ def test_a_long_product_in_this_layout_is_the_same(bias, monkeypatch):
     assert torch.equal(mlp(x), expected)
 
 
+@pytest.mark.parametrize("units", [False, True])
+def test_the_product_is_turned_round_only_where_the_cpu_has_no_matrix_units(units, monkeypatch):
+    monkeypatch.setattr(weight_layout, "LONG", 4)
+    monkeypatch.setattr(weight_layout, "_has_matrix_units", lambda dtype: units)
+    mlp, plain = GatedFFN(0, False), []
+    forward = product(mlp.down_proj, lambda x: plain.append(x) or x)
+    forward(torch.randn(1, 6, mlp.down_proj.in_features))
+    assert len(plain) == units
+
+
 def test_the_layout_is_neuron_by_neuron_inside_and_as_it_was_afterwards():
     mlp = GatedFFN(0, False)
     weight, before = mlp.down_proj.weight, mlp.down_proj.weight.detach().clone()
