@@ -73,5 +73,5 @@ def product(down: Any, plain: Callable) -> Callable:
 @cache
 def _has_matrix_units(dtype: torch.dtype) -> bool:
     """Whether the CPU multiplies tiles of this dtype (Intel's AMX); False where torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get(MATRIX_UNITS.get(dtype, "")))

@@ -52,9 +52,9 @@ def _calibrate(method: Calibrated, spec: str, loaded: LoadedModel, file: Path) -
     with TemporaryDirectory() as noise, lmms_eval_quiet(Path(noise)):
         prompts = prompts_of_tasks(resolve_tasks((TASK,)), loaded, PROMPTS, 0, None)
         found = calibrate(loaded.model, method, _batches(loaded, prompts))
-    told = {"model": loaded.name, "data": prompts.about, "data_sha256": prompts.digest}
-    told["command"] = calibrate_command(spec)
-    replace(found, about={**found.about, **told}).write(file)
+    told = {"model": loaded.name, "command": calibrate_command(spec)}
+    data = {"data": prompts.about, "data_sha256": prompts.digest}
+    replace(found, about={**found.about, **told, **data}).write(file)
 
 
 def _batches(loaded: LoadedModel, prompts: Prompts) -> Iterator[Mapping[str, Any]]:
