@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PANELS = {"prefill": PREFILL, "decode step": DECODE}
 HATCH = "////"
+MANY, LEGEND_COLUMNS = 10, 4  # lines that a legend beside the data can name; columns of the one below it
 LIMIT = "limit, all weights on the device"
 DASHES = (0, (4, 3))
 Lines = Mapping[Setup, pandas.DataFrame]  # of columns x, y and limit
@@ -140,7 +141,8 @@ def _plot_lines(
     from matplotlib import rc_context
 
     with rc_context(dict(STYLE)):
-        figure = new_figure(height=4.2)
+        many = len(lines) > MANY
+        figure = new_figure(height=4.2 + many * 0.2 * (len(lines) + 2) / LEGEND_COLUMNS)
         axes = figure.subplots()
         axes.set_xscale("log", base=2)
         for setup, line in lines.items():
@@ -152,7 +154,8 @@ def _plot_lines(
         set_ticks(axes, pandas.concat([line["x"] for line in lines.values()]))
         axes.minorticks_off()
         axes.set(title=_title(title, record, list(lines)), ylim=(0, None), **labels)
-        figure.legend(loc="outside right center")
+        below: dict[str, Any] = {"loc": "outside lower center", "ncols": LEGEND_COLUMNS, "fontsize": 8}
+        figure.legend(**(below if many else {"loc": "outside right center"}))
         return save_figure(figure, path)
 
 
@@ -194,7 +197,8 @@ def _of_any_batch(setup: Setup) -> Setup:
 def _label(record: BenchRecord, setup: Setup) -> str:
     """The method, and what else tells it from other lines."""
     setups = record.setups()
-    decoder = f"\n{setup.decoder}" if len({one.decoder for one in setups}) > 1 else ""
+    others = {one.decoder for one in setups if (one.method == DENSE) == (setup.method == DENSE)}
+    decoder = f"\n{setup.decoder}" if len(others) > 1 else ""
     layers = f", {setup.layers} layers" if len({one.layers for one in setups}) > 1 else ""
     return f"{setup.method}{decoder}{layers}"
 
