@@ -221,6 +221,17 @@ def test_a_long_product_in_this_layout_is_the_same(bias, monkeypatch):
     assert torch.equal(mlp(x), expected)
 
 
+def test_matrix_units_are_those_of_the_dtype(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "amx_fp16": False}, raising=False)
+    weight_layout._has_matrix_units.cache_clear()
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    assert [weight_layout._has_matrix_units(dtype) for dtype in dtypes] == [True, False, False]
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # older torch cannot tell
+    weight_layout._has_matrix_units.cache_clear()
+    assert not weight_layout._has_matrix_units(torch.bfloat16)
+    weight_layout._has_matrix_units.cache_clear()
+
+
 @pytest.mark.parametrize("units", [False, True])
 def test_the_product_is_turned_round_only_where_the_cpu_has_no_matrix_units(units, monkeypatch):
     monkeypatch.setattr(weight_layout, "LONG", 4)

@@ -59,6 +59,17 @@ class Neurons(Method):
         return GatheredFFN(mlp)
 
 
+@dataclass(frozen=True)
+class CalibratedTokens(InLayer):
+    def calibrate(self, layers):
+        return {}
+
+
+def test_either_part_may_take_a_calibration():
+    assert Joined(CalibratedTokens(1), Neurons()).takes("calibrate")
+    assert not Joined(InLayer(1), Neurons()).takes("calibrate")
+
+
 @pytest.mark.parametrize(("tokens", "slot"), [(InLayer(1), "score"), (BeforeDecoder(0), "before_decoder")])
 def test_each_part_sees_the_state_that_it_made(tokens, slot, monkeypatch):
     made = []

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_bench import LENGTHS, bench
+from made_bench import LENGTHS, METHODS, bench
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -47,6 +47,27 @@ def test_bars_are_the_speedups_and_ticks_the_limits(tmp_path, figures):
     assert [text.get_text() for text in decode.texts][-1] == "2.00 (limit 2.16)"
     assert [to_hex(bar.get_facecolor()).upper() for bar in decode.patches] == list(COLORS[1:5])
     assert legend(figures[0]) == ["limit, all weights on the device", "p10 to p90, run by run"]
+
+
+def test_a_legend_of_many_lines_is_inside_the_picture(tmp_path, figures, monkeypatch):
+    names = [f"core-neurons:beta=0.{number}" for number in range(10, 40)]
+    for name in names:
+        monkeypatch.setitem(METHODS, name, METHODS["core-neurons"])
+    plot_lengths(bench(("dense", *names)), tmp_path / "m.png")
+    [figure] = figures
+    assert set(names) < set(legend(figure))
+    figure.draw_without_rendering()
+    low, high = figure.bbox.corners()[[0, 3]]
+    box = figure.legends[0].get_window_extent().corners()
+    assert (low <= box.min(0)).all()
+    assert (box.max(0) <= high).all()
+
+
+def test_a_decoder_is_named_only_where_methods_differ_by_it(tmp_path, figures):
+    dense, own = bench(("dense",), decoders=("eager generate", "in-place cache")), bench(decoders=("in-place cache",))
+    rows = (*dense.rows, *(row for row in own.rows if row.method != "dense"))
+    plot_lengths(replace(own, rows=rows), tmp_path / "m.png")
+    assert legend(figures[0])[: len(SPARSE)] == SPARSE
 
 
 def test_whiskers_go_from_p10_to_p90(tmp_path, figures):
