@@ -94,9 +94,10 @@ def evaluate(
     if dry_run:
         show_plan(model, asked, specs, image_tokens, number, data_root, bench)
         return
-    from coremat.models.load import load
+    from coremat.models.families import check_takes_images
+    from coremat.models.load import config_of, load
     from coremat.preprocessing.prompt_format import preprocessing_of
-    from coremat.tasks.catalogue import resolve_tasks
+    from coremat.tasks.catalogue import ASKED_OF, resolve_tasks
     from coremat.tasks.data.local import require
     from coremat.tasks.judge.scoring import require_judge
     from coremat.tasks.run.ranks import is_first, launched, own_device
@@ -110,6 +111,7 @@ def evaluate(
     folder = output or Path("coremat-runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     judge = _judge(judge_url, judge_model, folder)
     require_judge(infos, judge)
+    check_takes_images(model, config_of(model), ASKED_OF)
     preprocessing = preprocessing_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
     log = console.log if is_first() else _nothing
     if num_processes > 1 and not launched():

@@ -41,15 +41,17 @@ def show_plan(
     """Print the tasks and the methods with their sums. Of the model its config is read, and none of its weights."""
     from coremat.cli.eval import runnable
     from coremat.models.architecture import bare_model
+    from coremat.models.families import check_takes_images
     from coremat.models.load import config_of, own_prune_layer
     from coremat.results.record.bench import BenchRecord
-    from coremat.tasks.catalogue import resolve_tasks
+    from coremat.tasks.catalogue import ASKED_OF, resolve_tasks
     from coremat.tasks.run.plan import make_plan
     from coremat.tasks.run.plan_tables import methods_table, tasks_table
 
     resolve_tasks(tasks)
     record = None if bench is None else BenchRecord.read(bench)
     config = config_of(model)
+    check_takes_images(model, config, ASKED_OF)
     given, skipped = runnable(bare_model(config, "meta"), methods, own_prune_layer(config), image_tokens)
     plan = make_plan(model, tasks, list(given), skipped, limit, data_root, record)
     tables = (tasks_table(plan), methods_table(plan))

@@ -105,15 +105,24 @@ def question(conversation: Conversation) -> str:
 def _answers(
     loaded: LoadedModel, new: torch.Tensor, until: Sequence[str], times: list[float], stats: list[SequenceStats]
 ) -> list[Answer]:
-    tokenizer, rows, steps = loaded.processor.tokenizer, len(new), len(times) - 2
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    lengths = (new != tokenizer.pad_token_id).sum(1).tolist()
+    rows, steps = len(new), len(times) - 2
+    texts = loaded.tokenizer.batch_decode(new, skip_special_tokens=True)
+    lengths = _lengths(new, loaded.tokenizer.pad_token_id, loaded.model.generation_config.eos_token_id)
     first = (times[1] - times[0]) / rows
     decode = (times[-1] - times[1]) / steps / rows if steps else None
     return [
         Answer(_cut(text, until).strip(), length, first, decode, row)
         for text, length, row in zip(texts, lengths, stats, strict=True)
     ]
+
+
+def _lengths(new: torch.Tensor, padding: int, ends: int | list[int] | None) -> list[int]:
+    """New tokens of each row [B, T]: up to its first end token, which may be what fills up shorter rows as well."""
+    counts = (new != padding).sum(1)
+    if ends is not None:
+        ended = torch.isin(new, torch.tensor(ends, device=new.device))
+        counts = torch.where(ended.any(1), ended.int().argmax(1) + 1, counts)
+    return counts.tolist()
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
@@ -124,9 +133,11 @@ def _cut(text: str, until: Sequence[str]) -> str:
 
 def prepare(loaded: LoadedModel, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
     """Model inputs of one left-padded batch, on the model's device. DataError where images and text do not fit, or a
-    video cannot be read; UnsupportedError for videos before a model that takes none."""
+    video cannot be read; UnsupportedError for images or videos before a model that takes none."""
     processor, preprocessing = loaded.processor, loaded.preprocessing
     asked = [preprocessing.conversation(list(c)) for c in conversations]
+    if not adapter_for(loaded.model).takes_images:
+        return _text_inputs(loaded, asked)
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in asked]
     mean = tuple(getattr(getattr(processor, "image_processor", None), "image_mean", None) or (0.5, 0.5, 0.5))
     images = [preprocessing.image(part["image"], mean) for part in _parts(conversations) if part["type"] == "image"]
@@ -140,6 +151,25 @@ def prepare(loaded: LoadedModel, conversations: Sequence[Conversation]) -> dict[
     batch = batch.to(loaded.model.device)
     pixels = {name: batch[name].to(loaded.model.dtype) for name in batch if name.startswith("pixel_values")}
     return {**batch, **pixels}
+
+
+def _text_inputs(loaded: LoadedModel, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+    """For a model of text alone: by its chat template, or, where its tokenizer has none, the bare text."""
+    kinds = {part["type"] for part in _parts(conversations)} - {"text"}
+    if kinds:
+        raise UnsupportedError(f"{loaded.name} reads text alone, and a conversation holds {', '.join(sorted(kinds))}.")
+    tokenizer = loaded.tokenizer
+    said = [[{**message, "content": _words(message["content"])} for message in c] for c in conversations]
+    if tokenizer.chat_template is None:
+        texts = ["\n".join(message["content"] for message in c) for c in said]
+    else:
+        texts = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    begins = tokenizer.chat_template is None  # a template writes the token that begins a text itself
+    return dict(tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=begins).to(loaded.model.device))
+
+
+def _words(content: str | list[dict[str, Any]]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def _clips(loaded: LoadedModel, conversations: Sequence[Conversation]) -> list[Clip]:

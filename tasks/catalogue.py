@@ -17,6 +17,7 @@ from coremat.errors import UnknownNameError
 
 HERE = Path(__file__).parent
 FOREIGN = "lmms-eval:"  # before a name that is lmms-eval's own
+ASKED_OF = "a vision-language model, for the tasks ask about images and videos"
 PERCENT, POINTS = 100.0, 1.0  # a share times 100; a number as lmms-eval gives it
 
 

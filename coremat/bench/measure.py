@@ -212,7 +212,8 @@ class _Run:
 
     def record(self) -> BenchRecord:
         roofline, text = self.roofline, self.config.get_text_config()
-        by_knee = any(has_knee(method, self.size.layers) for method in self.methods.values())
+        given = (method for spec, method in self.methods.items() if spec not in self.skipped)
+        by_knee = any(has_knee(method, self.size.layers) for method in given)
         about = {
             "methods": {spec: recorded(method) for spec, method in self.methods.items()},
             "model_layers": text.num_hidden_layers,

@@ -80,7 +80,7 @@ class BenchOptions:
         if isinstance(self.image_tokens_kept, int):
             return parse(spec, **defaults, tokens=self.image_tokens_kept)
         method = parse(spec, **defaults)
-        if self.image_tokens_kept is None and has_knee(method, size.layers):
+        if self.image_tokens_kept is None and size.image_tokens and has_knee(method, size.layers):
             return parse(spec, **defaults, tokens=max(1, round(PAPER_KEPT * size.image_tokens)))
         return method
 

@@ -60,23 +60,29 @@ def random_prompt(
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Prompts of equal length: BOS, one dummy image, and random text; `text_tokens` counts the BOS too, and a
-    placeholder that is no image token."""
+    """Prompts of equal length: BOS, one dummy image if the model takes any, and random text; `text_tokens` counts the
+    BOS too, and a placeholder that is no image token."""
     dummy = dummy_image(config)
-    least = 1 + dummy.places - dummy.tokens
+    places = dummy.places if dummy else 0
+    least = 1 + (places - dummy.tokens if dummy else 0)
     whole_number("text_tokens", text_tokens, least)
     whole_number("batch_size", batch_size)
     draw = torch.Generator().manual_seed(seed)
     text = _text_ids(config)
-    first = config.text_config.bos_token_id
+    first = config.get_text_config().bos_token_id
     bos = torch.full((batch_size, 1), int(text[0]) if first is None else first)
-    image = torch.full((batch_size, dummy.places), dummy.placeholder)
+    image = torch.full((batch_size, places), dummy.placeholder if dummy else 0)
     words = text[torch.randint(len(text), (batch_size, text_tokens - least), generator=draw)]
     ids = torch.cat((bos, image, words), dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if dummy is not None:
+        inputs |= _beside(dummy, ids) | _pixels(dummy, batch_size, draw, dtype)
+    return {key: value.to(device) for key, value in inputs.items()}
+
+
+def _pixels(dummy: DummyImage, images: int, draw: torch.Generator, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     name, shape = dummy.pixels
-    pixels = torch.randn((batch_size * shape[0], *shape[1:]), generator=draw)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | _beside(dummy, ids)
-    return {key: value.to(device) for key, value in inputs.items()} | {name: pixels.to(device, dtype)}
+    return {name: torch.randn((images * shape[0], *shape[1:]), generator=draw).to(dtype)}
 
 
 def _beside(dummy: DummyImage, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -96,8 +102,8 @@ def _beside(dummy: DummyImage, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 def _text_ids(config: Any) -> torch.Tensor:
     """Every id of the vocabulary that has no meaning of its own."""
     special: set[int] = set()
-    for part in (config, config.text_config):
+    for part in (config, config.get_text_config()):
         for name, value in part.to_dict().items():
             if name.endswith(("_token_id", "_token_index")):
                 special |= set(value) if isinstance(value, (list, tuple)) else {value}
-    return torch.tensor([token for token in range(config.text_config.vocab_size) if token not in special])
+    return torch.tensor([token for token in range(config.get_text_config().vocab_size) if token not in special])

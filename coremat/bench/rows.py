@@ -105,7 +105,8 @@ def projected_rows(measurement: Measurement, profile: DeviceProfile) -> Iterator
     work = measurement.workload
     vision = pass_time(Demand(work.vision_flops, work.vision_bytes, 0), profile, work.dtype)
     vision_ms = 1000 * (vision.arithmetic + vision.memory)
-    yield measurement.row(VISION, projected_ms=vision_ms)
+    if work.vision_flops:  # models of text alone have no tower
+        yield measurement.row(VISION, projected_ms=vision_ms)
     yield measurement.row(PREFILL, projected_ms=1000 * projected_prefill(work, profile).seconds - vision_ms)
     if measurement.new_tokens > 1:
         yield measurement.row(DECODE, projected_ms=1000 * projected_decode(work, profile, measurement.middle).seconds)

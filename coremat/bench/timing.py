@@ -70,10 +70,11 @@ def timed_graph(
 @contextmanager
 def _marked(adapter: Adapter, marks: Marks) -> Iterator[None]:
     """Mark where the vision tower begins, the projector ends, and the decoder begins."""
-    tower, projector = adapter.vision
     with ExitStack() as undo:
-        undo.callback(tower.register_forward_pre_hook(lambda *_: marks.mark("vision begins")).remove)
-        undo.callback(projector.register_forward_hook(lambda *_: marks.mark("vision ends")).remove)
+        if adapter.vision:
+            tower, projector = adapter.vision
+            undo.callback(tower.register_forward_pre_hook(lambda *_: marks.mark("vision begins")).remove)
+            undo.callback(projector.register_forward_hook(lambda *_: marks.mark("vision ends")).remove)
         undo.callback(adapter.decoder.register_forward_pre_hook(lambda *_: marks.mark("decoder begins")).remove)
         yield
 

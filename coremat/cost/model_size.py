@@ -26,7 +26,7 @@ class ModelSize:
     serve. tower: everything before the projector, both towers where there are two. tower_flops, projector_flops: of one
     image; the tower's are those of all its layers, for Hugging Face runs them all, also those behind
     `vision_feature_layer`. image_tokens: of one image in the decoder's sequence. cross_layers: decoder layers that
-    look at an image's `cross_keys` in place of the sequence.
+    look at an image's `cross_keys` in place of the sequence. Models of text alone have 0 of all that images take.
     """
 
     shape: DecoderShape
@@ -53,7 +53,7 @@ class ModelSize:
         attention = _parameters(cross + [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")])
         ffn = _parameters(layer.mlp for layer in decoder.layers)
         embedding, head = decoder.get_input_embeddings(), _parameters([model.lm_head])
-        projector = _parameters(model.get_submodule(name) for name in dummy.run.projector)
+        projector = _parameters(model.get_submodule(name) for name in dummy.run.projector) if dummy else 0
         own = _parameters([decoder])
         tied = embedding.weight is model.lm_head.weight
         return cls(
@@ -66,11 +66,11 @@ class ModelSize:
             embedding=0 if tied else embedding.weight.numel(),
             tower=_parameters([model]) - own - head * (not tied) - projector,
             projector=projector,
-            tower_flops=_tower_flops(model, dummy.run),
-            projector_flops=_projector_flops(model, dummy.run),
-            image_tokens=dummy.tokens,
+            tower_flops=_tower_flops(model, dummy.run) if dummy else 0,
+            projector_flops=_projector_flops(model, dummy.run) if dummy else 0,
+            image_tokens=dummy.tokens if dummy else 0,
             cross_layers=len(cross),
-            cross_keys=dummy.cross_keys,
+            cross_keys=dummy.cross_keys if dummy else 0,
         )
 
     @property

@@ -5,6 +5,7 @@ none compiles or captures anything, and the step serves dense and sparse models 
 forward, under the session's hooks if there is one.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -159,11 +160,16 @@ class GraphDecoder:
         self, kv: Any, groups: Sequence[DecodeGroup], logits: torch.Tensor, position: torch.Tensor
     ) -> StepBuffers:
         """Buffers with room for the prompt and the answer: those that are there, if they will do."""
-        slots = max(group.kept.width for group in groups) + self.max_new_tokens
+        slots, window = max(group.kept.width for group in groups) + self.max_new_tokens, self._adapter.window
+        if window is not None and slots > window:
+            raise UnsupportedError(
+                f"prompt and new tokens are {slots} together; accepted by the static step: up to {window}, the sliding "
+                "window of this model."
+            )
         if self._buffers is None or not self._buffers.fit(groups, slots):
             self._forget_graph()
             self._buffers = None  # before the larger one is allocated
-            slots = -(-slots // BUCKET) * BUCKET
+            slots = min(-(-slots // BUCKET) * BUCKET, window or sys.maxsize)  # no layer may have fewer than others
             shapes = kv, groups, slots, self.max_new_tokens, logits, position
             self._buffers = StepBuffers(self._decoder.config, *shapes)
         return self._buffers

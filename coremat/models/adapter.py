@@ -109,12 +109,14 @@ class Adapter(ABC):
 
     # --- vision -------------------------------------------------------------------------------------------------
 
+    takes_images = True  # False for models of text alone, which have a tokenizer in place of a processor
     takes_videos = False  # so do the processor and the chat template of some families
 
     @property
     @abstractmethod
-    def vision(self) -> tuple[Any, Any]:
-        """The modules between an image and its tokens: the vision tower, and the projector, which runs last."""
+    def vision(self) -> tuple[Any, ...]:
+        """The modules between an image and its tokens: the vision tower, and the projector, which runs last; none in a
+        model of text alone."""
 
     @property
     def vision_layers(self) -> Sequence[Any] | None:

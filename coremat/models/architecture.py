@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from coremat.errors import ConfigError, UnknownNameError
+from coremat.models.families import takes_images
 from coremat.models.known import KNOWN_MODELS
 
 
@@ -20,12 +21,17 @@ def shipped_config(name: str) -> Any:
     return AutoConfig.for_model(**json.loads(KNOWN_MODELS[name].config_path.read_text(encoding="utf-8")))
 
 
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes or loads a model with this config, with its output head."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+
+
 def bare_model(config: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> Any:
     """The config's model, its weights whatever memory holds; on the device "meta" it has none and takes no time."""
-    from transformers import AutoModelForImageTextToText
-
     with _no_initialisation(), torch.device(device):
-        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), dtype=dtype)
+        model = auto_class(config).from_config(copy.deepcopy(config), dtype=dtype)
     model.tie_weights()
     return model
 
@@ -33,7 +39,7 @@ def bare_model(config: Any, device: str | torch.device, dtype: torch.dtype | Non
 def with_layers(config: Any, layers: int | None) -> Any:
     """A copy of the config, with that many decoder layers. ConfigError for more than there are."""
     config = copy.deepcopy(config)
-    text = config.text_config
+    text = config.get_text_config()
     every = text.num_hidden_layers
     if layers is not None and not 1 <= layers <= every:
         raise ConfigError(f"layers is {layers!r}; accepted: 1 to {every}.")

@@ -2,7 +2,8 @@
 
 It is the image that `coremat bench` shows. Towers of one size see it at that size. Models that cut images into tiles
 see one of twice the side, as four tiles and a view of the whole (Llama 3.2: four tiles). Models that take any size see
-what makes 24 x 24 tokens, as many as LLaVA-1.5's images have. Video-LLaVA sees a video of eight frames.
+what makes 24 x 24 tokens, as many as LLaVA-1.5's images have. Video-LLaVA sees a video of eight frames. Models of text
+alone see none.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coremat.errors import UnsupportedError
+from coremat.models.families import takes_images
 
 FRAMES = 8
 GRID = 24  # tokens a side, where any size may be chosen
@@ -55,8 +57,11 @@ class DummyImage:
         return 0 if self.cross_keys else self.places
 
 
-def dummy_image(config: Any) -> DummyImage:
-    """From a Hugging Face config. UnsupportedError for a family that is not here, or another tower than it has."""
+def dummy_image(config: Any) -> DummyImage | None:
+    """From a Hugging Face config; None for a model of text alone. UnsupportedError for a family that is not here, or
+    another tower than it has."""
+    if not takes_images(config):
+        return None
     if config.model_type not in DUMMY_IMAGES:
         raise UnsupportedError(f"model type is {config.model_type!r}; counted are {', '.join(DUMMY_IMAGES)}.")
     return DUMMY_IMAGES[config.model_type](config)

@@ -15,18 +15,24 @@ from coremat.models.qwen2_5_vl import Qwen25VLAdapter
 from coremat.models.qwen2_vl import Qwen2VLAdapter
 from coremat.models.qwen3_vl import Qwen3VLAdapter
 from coremat.models.smolvlm import SmolVLMAdapter
+from coremat.models.text import TextAdapter
 from coremat.models.video_llava import VideoLlavaAdapter
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "gemma3": Gemma3Adapter,
+    "gemma3_text": TextAdapter,
     "idefics3": Idefics3Adapter,
     "internvl": InternVLAdapter,
+    "llama": TextAdapter,
     "llava": LlavaAdapter,
     "llava_next": LlavaNextAdapter,
     "llava_onevision": LlavaOnevisionAdapter,
+    "mistral": TextAdapter,
     "mllama": MllamaAdapter,
+    "qwen2": TextAdapter,
     "qwen2_5_vl": Qwen25VLAdapter,
     "qwen2_vl": Qwen2VLAdapter,
+    "qwen3": TextAdapter,
     "qwen3_vl": Qwen3VLAdapter,
     "smolvlm": SmolVLMAdapter,
     "video_llava": VideoLlavaAdapter,
@@ -41,6 +47,18 @@ def adapter_for(model: Any) -> Adapter:
             f"model type {model_type!r} has no adapter; supported are {', '.join(sorted(ADAPTERS))}."
         )
     return ADAPTERS[model_type](model)
+
+
+def takes_images(config: Any) -> bool:
+    """Whether a model with this Hugging Face config looks at images, or reads text alone."""
+    family = ADAPTERS.get(config.model_type)
+    return family is None or family.takes_images
+
+
+def check_takes_images(name: str, config: Any, otherwise: str) -> None:
+    """UnsupportedError for a model of text alone, by the name that a user typed. otherwise: what is accepted."""
+    if not takes_images(config):
+        raise UnsupportedError(f"{name} ({config.model_type}) reads text alone; accepted: {otherwise}.")
 
 
 def whole_model(model: Any) -> Any:

@@ -4,6 +4,7 @@ Their configs at full size are in `coremat/models/configs/`, by name; `parameter
 from them. The values are those of the released configs, from public copies, with these exceptions. LLaVA-1.5-13B has
 the sizes of Llama-13B and, like LLaVA-1.5-7B, a padded vocabulary; LLaVA-NeXT on Vicuna, LLaVA-OneVision and Gemma 3
 are what the library's conversion scripts write; Video-LLaVA and InternVL3 are put together from their published parts.
+Of models of text alone the family's first small one stands here, and Mistral's only size.
 """
 
 import json
@@ -72,6 +73,7 @@ def _cached(checkpoint: str, name: str) -> Path | None:
 
 _ANY_SIZE = "one per {0} x {0} pixels"
 _TILES = "{} per tile"
+_NONE = "none"
 KNOWN_MODELS = {
     model.name: model
     for model in (
@@ -95,6 +97,11 @@ KNOWN_MODELS = {
         KnownModel("internvl3", "OpenGVLab/InternVL3-8B-hf", 7_944_373_760, _TILES.format(256)),
         KnownModel("gemma-3", "google/gemma-3-4b-it", 4_300_079_472, "256"),
         KnownModel("smolvlm", "HuggingFaceTB/SmolVLM-Instruct", 2_246_272_880, _TILES.format(81)),
+        KnownModel("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, _NONE),
+        KnownModel("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, _NONE),
+        KnownModel("qwen3-0.6b", "Qwen/Qwen3-0.6B", 596_049_920, _NONE),
+        KnownModel("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552, _NONE),
+        KnownModel("gemma-3-1b", "google/gemma-3-1b-it", 999_885_952, _NONE),
     )
 }
 

@@ -11,8 +11,8 @@ from torch import nn
 from coremat.checks import one_of
 from coremat.errors import ConfigError, ModelError, UnknownNameError, UnsupportedError
 from coremat.fingerprint import fingerprint
-from coremat.models.architecture import shipped_config
-from coremat.models.families import ADAPTERS, adapter_for
+from coremat.models.architecture import auto_class, shipped_config
+from coremat.models.families import ADAPTERS, adapter_for, takes_images
 from coremat.models.known import KNOWN_MODELS
 from coremat.preprocessing.prompt_format import Preprocessing, preprocessing_of
 
@@ -23,7 +23,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer. `fingerprint` changes with its weights; `prune_layer` is its own default."""
+    """A model ready to answer. `fingerprint` changes with its weights; `prune_layer` is its own default; `processor`:
+    of a model of text alone its tokenizer."""
 
     name: str
     model: Any
@@ -33,6 +34,10 @@ class LoadedModel:
     device: str
     dtype: str
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
 
 
 def load(
@@ -44,12 +49,13 @@ def load(
     source = _source(name_or_path)
     place, kind = pick_device(device), pick_dtype(dtype)
     config = read_config(name_or_path)
-    model = _model(source, place, kind)
+    model = _model(source, config, place, kind)
     adapter_for(model)  # refuses an unexpected shape now rather than in the first batch
+    processor = _processor(source, preprocessing) if takes_images(config) else _tokenizer(source)
     return LoadedModel(
         name=name_or_path,
         model=model,
-        processor=_processor(source, preprocessing),
+        processor=processor,
         fingerprint=fingerprint(model),
         prune_layer=own_prune_layer(config),
         device=place,
@@ -126,13 +132,11 @@ def _config(source: str) -> Any:
         raise ModelError(f"{source!r} cannot be loaded as a model: {_first_line(error)}") from error
 
 
-def _model(source: str, device: str, dtype: torch.dtype | str) -> nn.Module:
-    from transformers import AutoModelForImageTextToText
-
+def _model(source: str, config: Any, device: str, dtype: torch.dtype | str) -> nn.Module:
     if dtype == "auto" and device == "cpu":
         dtype = torch.float32  # 16-bit weights are slow or inexact on many CPUs
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, info = auto_class(config).from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{source!r} cannot be loaded as a model: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
@@ -152,6 +156,19 @@ def _processor(source: str, preprocessing: Preprocessing) -> Any:
         raise ModelError(f"{source!r} has no usable processor: it holds a {type(processor).__name__} only.")
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def _tokenizer(source: str) -> Any:
+    """Of a model of text alone. One that has no padding fills shorter rows of a batch with its end token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source!r} has no usable tokenizer: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _first_line(error: Exception) -> str:

@@ -220,6 +220,7 @@ class Session:
         hooks, adapter = self.hooks, self.adapter
         hooks.replace(adapter.model, "generate", self._generate(adapter.model.generate))
         hooks.replace(adapter.core, "forward", self._forward(adapter.core.forward))
+        hooks.before(adapter.decoder, self._check_begun)
         hooks.after(adapter.decoder, self._end)
         if self._before is not None:
             self._before.install(hooks)
@@ -318,6 +319,17 @@ class Session:
         pixels = any(given.get(name) is not None for name in PIXELS)
         if self._before is not None and ids is not None and (pixels or not self._generating):
             self._before.announce(ids, given, self.questions)
+
+    def _check_begun(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Refuses a prompt that came past `_begin`: it would be read with what the last one chose."""
+        cache = kwargs.get("past_key_values")
+        if self._prefill or isinstance(cache, StaticCache):
+            return
+        if cache is None or cache.get_seq_length() == 0:
+            raise UnsupportedError(
+                f"a prompt came to the {type(module).__name__} by itself; accepted: a call of the whole "
+                f"{type(self.adapter.model).__name__}."
+            )
 
     @property
     def _needs_ids(self) -> bool:

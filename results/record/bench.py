@@ -18,6 +18,7 @@ from coremat.results.record.bench_rows import (
     MEMORY_FIELDS_BEFORE_SCHEMA_3,
     PREFILL,
     ROW_FIELDS,
+    VISION,
     BenchMemory,
     BenchRow,
     Setup,
@@ -79,6 +80,12 @@ class BenchRecord:
         asked = None if str(typed).partition(":")[0] in ("None", "auto", "cuda", "cpu") else typed
         found = _name(self.environment.get("gpu")) or self.environment.get("device")
         return str(_name(self.config.get("profile")) or asked or found or "")
+
+    @property
+    def beginning(self) -> str:
+        """What answers are timed from: an image, or, for a model of text alone, which has no tower, the prompt."""
+        sees = any(row.image_tokens != 0 or row.phase == VISION for row in self.rows)
+        return "image" if sees or not self.rows else "prompt"
 
     def setups(self) -> tuple[Setup, ...]:
         """What was compared, as it was run. Rows without a decoder belong to every decoder of their method."""

@@ -141,7 +141,7 @@ def length_table(record: BenchRecord) -> Table:
         if rows and setup.method != DENSE:
             lines.append(_line(record, _labels(setup), ((column, rows.get(column.name)) for column in columns)))
     notes = ("Below 1 the method is faster than dense.",)
-    title = f"{record.model}: time from the image to the last token over dense's, by new tokens"
+    title = f"{record.model}: time from the {record.beginning} to the last token over dense's, by new tokens"
     return _table(title, labels, columns, lines, notes)
 
 

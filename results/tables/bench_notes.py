@@ -52,7 +52,7 @@ def time_notes(record: BenchRecord) -> Iterator[str]:
     yield from _other_decoders(record)
     lengths = [row.new_tokens for row in record.rows if row.phase == END_TO_END]
     if lengths:
-        yield f"end to end x: the speed-up from the image to the last of {max(lengths)} new tokens."
+        yield f"end to end x: the speed-up from the {record.beginning} to the last of {max(lengths)} new tokens."
     slower = sorted({row.method for row in record.rows if row.phase == END_TO_END and record.slower_lengths(row)})
     if slower:
         yield f"slower at: answers of so many tokens take over {NOISE} of dense's time ({', '.join(slower)})."
@@ -76,7 +76,8 @@ def _other_decoders(record: BenchRecord) -> Iterator[str]:
 def setting_notes(record: BenchRecord) -> Iterator[str]:
     """On the work that was done, and the machine."""
     if record.rows:
-        yield f"{_kept(record)}; answers of {_each(row.new_tokens for row in record.rows)} tokens."
+        kept = f"{_kept(record)}; " if record.beginning == "image" else ""
+        yield f"{kept}answers of {_each(row.new_tokens for row in record.rows)} tokens."
     config, environment = record.config, record.environment
     machine = environment.get("cpu", record.device) if record.device == "cpu" else record.device
     threads = environment.get("threads") if record.device == "cpu" else None

@@ -314,7 +314,9 @@ def test_every_named_model_is_projected(name):
     skipped = record.config["skipped"]
     assert {row.method for row in record.rows} == {"dense", "corematching", "core-neurons", "visionzip"} - set(skipped)
     assert set(skipped) <= {"corematching", "visionzip"}
-    assert ("corematching" in skipped) == (name == "llama-3.2-11b-vision")
+    assert ("corematching" in skipped) == (KNOWN_MODELS[name].methods == "neurons only")
+    sees = KNOWN_MODELS[name].image_tokens != "none"
+    assert bool(rows(record, "dense", VISION)) == sees
     for phase in (VISION, PREFILL, DECODE):
         assert all(row.limit_ms > 0 for row in rows(record, "dense", phase))
     [dense], [sparse] = rows(record, "dense", DECODE), rows(record, "core-neurons", DECODE)

@@ -163,8 +163,8 @@ def test_a_folder_with_a_vision_tower_only_is_refused(run: Run, tmp_path: Path, 
 def test_a_model_type_without_adapter_is_refused(run: Run, tmp_path: Path, picture: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    assert "'llama'; supported are gemma3, " in refused(run("run", picture, "what?", "--model", folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "opt", "architectures": ["OPTForCausalLM"]}))
+    assert "'opt'; supported are gemma3, " in refused(run("run", picture, "what?", "--model", folder))
 
 
 def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:

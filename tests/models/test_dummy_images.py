@@ -34,7 +34,7 @@ def small_grid(monkeypatch):
 @functools.cache
 def model_of(name):
     config = FAMILIES[name].model().config
-    if config.vision_config.model_type == "siglip_vision_model":
+    if FAMILIES[name].images and config.vision_config.model_type == "siglip_vision_model":
         config.vision_config.vision_use_head = False  # as released; the head is not run for image tokens
     model = random_model(config, dtype=torch.float32)
     model.set_attn_implementation("eager")
@@ -50,7 +50,7 @@ def workload(model):
 def mask_product(model) -> int:
     """Llama 3.2's tower makes its mask by a matrix product, which no formula here counts."""
     image = dummy_image(model.config)
-    return 2 * BATCH * (image.run.tiles * image.run.tokens) ** 2 if image.cross_keys else 0
+    return 2 * BATCH * (image.run.tiles * image.run.tokens) ** 2 if image and image.cross_keys else 0
 
 
 def counted(model, **inputs):

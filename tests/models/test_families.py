@@ -17,6 +17,7 @@ from coremat.models.families import ADAPTERS, adapter_for
 from coremat.testing.families import FAMILIES, PROMPTS
 from coremat.testing.families.family import BOS, IMAGE, NEURONS, WIDE
 
+SEEING = [name for name, family in FAMILIES.items() if family.images]
 PRUNING = [name for name, family in FAMILIES.items() if family.tokens]
 METHODS = {"paper": "corematching", "tokens": "core-tokens:tokens=0.4", "neurons": "core-neurons"}
 
@@ -83,7 +84,7 @@ def test_sparsity_does_something(name):
             assert (answer(model, inputs).logits - dense.logits).abs().max() > 0.05, kind
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SEEING)
 def test_images_have_an_effect(name):
     """Or else the tiny model would hide what goes wrong with them."""
     model, inputs = tiny(name), FAMILIES[name].batch("one")
@@ -233,7 +234,7 @@ def test_queries_give_the_models_own_attention(name):
         assert ((found - out.attentions[2]) * rows).nan_to_num().abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SEEING)
 def test_vision_is_a_tower_and_a_projector(name):
     model, runs = tiny(name), []
     for module in adapter_for(model).vision:

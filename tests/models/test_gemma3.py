@@ -5,9 +5,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from equivalence import compare
+from tiny import answer
 from transformers import GenerationConfig
 
 import coremat
+from coremat.decoding.graph_decoder import GraphDecoder
 from coremat.errors import UnsupportedError
 from coremat.testing.families.family import BOS, IMAGE
 from coremat.testing.families.gemma3 import PER_IMAGE, WINDOW, gemma3, inputs
@@ -68,6 +70,14 @@ def test_a_loop_by_hand_that_leaves_the_window_is_refused(model):
         model(input_ids=torch.tensor([[30]]), past_key_values=cache)
         with pytest.raises(UnsupportedError, match=f"{WINDOW + 1} together"):
             model(input_ids=torch.tensor([[30]]), past_key_values=cache)
+
+
+def test_the_static_step_fills_a_window_and_goes_no_further(model):
+    exact = prompt_of(WINDOW - NEW)
+    dense = answer(model, exact, new=NEW).tokens
+    assert torch.equal(GraphDecoder(model, None, NEW).generate(exact, NEW), dense)
+    with pytest.raises(UnsupportedError, match=f"{WINDOW + 1} together; accepted by the static step: up to {WINDOW}"):
+        GraphDecoder(model, None, NEW).generate(prompt_of(WINDOW - NEW + 1), NEW)
 
 
 def test_core_neurons_alone_do_not_mind_the_window(model, errors):

@@ -55,7 +55,7 @@ LEFT_PADDED = {
     "internvl": TILES,
     "idefics3": TILES,
     "smolvlm": TILES,
-}
+} | {name: [] for name, family in FAMILIES.items() if not family.images}
 VIDEO = {
     "llava_onevision": [(ONE, ONE, ONE, ONE, ONE)],
     "video_llava": [(ONE, (2, 2)) * 4],

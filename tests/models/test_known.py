@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from coremat.cost.model_size import ModelSize
 from coremat.models.architecture import bare_model, shipped_config
 from coremat.models.dummy_inputs import DUMMY_IMAGES, dummy_image
+from coremat.models.families import ADAPTERS
 from coremat.models.known import BUNDLED, KNOWN_MODELS, KnownModel, known_name
 
 PUBLISHED = {  # parameters of the checkpoints, from public records of them
@@ -20,14 +21,19 @@ PUBLISHED = {  # parameters of the checkpoints, from public records of them
     "qwen2-vl": 8_291_375_616,
     "qwen3-vl": 8_767_123_696,
     "gemma-3": 4_300_079_472,
+    "llama-3.2-1b": 1_235_814_400,
+    "qwen2.5-0.5b": 494_032_768,
+    "mistral-7b": 7_248_023_552,
+    "gemma-3-1b": 999_885_952,
 }
+TEXT = {name for name, known in KNOWN_MODELS.items() if known.image_tokens == "none"}
 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_parameters_are_those_of_the_shipped_config(name: str) -> None:
     config = shipped_config(name)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = (AutoModelForCausalLM if name in TEXT else AutoModelForImageTextToText).from_config(config)
     assert [type(model).__name__] == config.architectures
     assert sum(weight.numel() for weight in model.parameters()) == KNOWN_MODELS[name].parameters
     assert ModelSize.of(config).parameters == KNOWN_MODELS[name].parameters
@@ -39,7 +45,9 @@ def test_parameters_are_those_published(name: str) -> None:
 
 
 def test_every_family_but_the_newer_smolvlm_has_a_name() -> None:
-    assert {shipped_config(name).model_type for name in KNOWN_MODELS} == set(DUMMY_IMAGES) - {"smolvlm"}
+    named = {name: shipped_config(name).model_type for name in KNOWN_MODELS}
+    assert set(named.values()) == set(ADAPTERS) - {"smolvlm"}
+    assert {named[name] for name in TEXT} == set(ADAPTERS) - set(DUMMY_IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +83,27 @@ def test_parts_are_those_of_the_model(name: str) -> None:
     assert size.tower + size.projector == sum(weight.numel() for part in outside for weight in part.parameters())
     assert size.ffn == sum(w.numel() for layer in model.get_decoder().layers for w in layer.mlp.parameters())
     assert size.embedding == (0 if name != "llama-3.2-11b-vision" else model.get_input_embeddings().weight.numel())
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_text_models_have_nothing_before_their_decoder(name: str) -> None:
+    config = shipped_config(name)
+    size = ModelSize.of(config)
+    assert dummy_image(config) is None
+    assert size.tower == size.projector == size.tower_flops == size.projector_flops == size.image_tokens == 0
+    assert size.embedding == (size.head if name == "mistral-7b" else 0), "the others share it with the head"
+
+
+def test_text_models_are_as_released() -> None:
+    """What a count of parameters does not tell."""
+    llama, gemma, qwen = (shipped_config(name) for name in ("llama-3.2-1b", "gemma-3-1b", "qwen2.5-0.5b"))
+    assert llama.rope_parameters["rope_type"] == "llama3"
+    assert (llama.rope_parameters["rope_theta"], llama.rope_parameters["factor"]) == (500_000, 32)
+    assert [number for number, kind in enumerate(gemma.layer_types) if kind == "full_attention"] == [5, 11, 17, 23]
+    assert (gemma.sliding_window, gemma.rope_parameters["sliding_attention"]["rope_theta"]) == (512, 10_000)
+    assert set(qwen.layer_types) == {"full_attention"}
+    assert shipped_config("mistral-7b").sliding_window is None
+    assert (qwen.max_position_embeddings, shipped_config("qwen3-0.6b").max_position_embeddings) == (32_768, 40_960)
 
 
 # --- the local cache ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 `FAMILIES` is keyed by `model_type`. What a family of your own takes is said in `coremat.testing.families.family`.
 """
 
-from coremat.testing.families import gemma3, llava, mllama, qwen, tiles
+from coremat.testing.families import gemma3, llava, mllama, qwen, text, tiles
 from coremat.testing.families.family import PROMPTS, Family, Inputs, Prompt
 
 FAMILIES: dict[str, Family] = {
@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     **llava.FAMILIES,
     **mllama.FAMILIES,
     **qwen.FAMILIES,
+    **text.FAMILIES,
     **tiles.FAMILIES,
 }
 

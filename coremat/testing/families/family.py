@@ -83,6 +83,7 @@ class Family:
         alone, so that a batch can be held to its rows. DataError for a placeholder that the family does not take.
     batches: the names in `PROMPTS` that the family takes, `VIDEO_BATCHES` where it takes videos.
     tokens: whether image tokens stand in the decoder's sequence and can be pruned.
+    images: whether it looks at images at all; a model of text alone has words in the place of each.
     rows: the batch in which the dense model gives each row what it gives it alone.
     """
 
@@ -91,6 +92,7 @@ class Family:
     inputs: Callable[[list[Prompt], torch.dtype], Inputs]
     batches: tuple[str, ...] = IMAGE_BATCHES
     tokens: bool = True
+    images: bool = True
     rows: str = "left-padded"
 
     def __post_init__(self) -> None:
