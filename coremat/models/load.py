@@ -13,7 +13,7 @@ from coremat.errors import ConfigError, ModelError, UnknownNameError, Unsupporte
 from coremat.fingerprint import fingerprint
 from coremat.models.architecture import auto_class, shipped_config
 from coremat.models.families import ADAPTERS, adapter_for, takes_images
-from coremat.models.known import KNOWN_MODELS
+from coremat.models.known import KNOWN_MODELS, SMOL, SMOL_TEXT, bundled_folder
 from coremat.preprocessing.prompt_format import Preprocessing, preprocessing_of
 
 PRUNE_LAYER = 2  # the paper's K; a model's own config may say otherwise
@@ -48,7 +48,7 @@ def load(
     preprocessing = preprocessing or preprocessing_of(name_or_path)
     source = _source(name_or_path)
     place, kind = pick_device(device), pick_dtype(dtype)
-    config = read_config(name_or_path)
+    config = _supported_config(name_or_path, source)
     model = _model(source, config, place, kind)
     adapter_for(model)  # refuses an unexpected shape now rather than in the first batch
     processor = _processor(source, preprocessing) if takes_images(config) else _tokenizer(source)
@@ -67,7 +67,11 @@ def load(
 def read_config(name_or_path: str) -> Any:
     """The Hugging Face config of what `load` would load. UnsupportedError for a family without an adapter."""
     _quiet()
-    config = _config(_source(name_or_path))
+    return _supported_config(name_or_path, _source(name_or_path))
+
+
+def _supported_config(name_or_path: str, source: str) -> Any:
+    config = _config(source)
     if config.model_type not in ADAPTERS:
         raise UnsupportedError(
             f"{name_or_path!r} is of model type {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}."
@@ -96,7 +100,7 @@ def _quiet() -> None:
 def _source(name: str) -> str:
     """Where from_pretrained should look. A single word that is no folder must be a known name."""
     if name in KNOWN_MODELS:
-        return KNOWN_MODELS[name].source
+        return KNOWN_MODELS[name].checkpoint or _shipped_folder(name)
     if Path(name).is_dir():
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -104,6 +108,15 @@ def _source(name: str) -> str:
     if "/" in name or name.startswith((".", "~")):
         raise ModelError(f"there is no model folder {name!r}; accepted: a known name, a folder with a model, a hub id.")
     raise UnknownNameError("model", name, KNOWN_MODELS)
+
+
+def _shipped_folder(name: str) -> str:
+    """Of a model without a checkpoint of its own; two are put together where that has not been done."""
+    if name not in (SMOL, SMOL_TEXT):
+        return str(bundled_folder())
+    from coremat.models.smol_llava.assemble import language_model_folder, smol_llava_folder
+
+    return str(smol_llava_folder() if name == SMOL else language_model_folder())
 
 
 def pick_device(device: str) -> str:

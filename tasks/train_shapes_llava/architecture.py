@@ -1,6 +1,7 @@
 """The bundled model, untrained: a small LLaVA, its tokenizer and its processor, all of plain transformers classes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -18,7 +19,17 @@ PRUNE_LAYER = 4  # where CoreMatching was best on the validation split: results/
 HIDDEN = 128
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 
-PROMPT = "\n{question} ASSISTANT:"  # what follows the image; `CHAT_TEMPLATE` says the same to the processor
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The text before the image, round a question that follows it, and round the answer; the end token follows."""
+
+    before: str
+    question: str
+    answer: str
+
+
+CHAT = ChatFormat("<s>USER: ", "\n{question} ASSISTANT:", " {answer}")  # `CHAT_TEMPLATE` says it to the processor
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<s>USER: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"

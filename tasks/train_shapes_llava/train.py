@@ -2,8 +2,6 @@
 
 Two stages. `tower`: vision tower and projector alone name what covers each patch. `whole`: everything, on
 questions, with that naming kept as an auxiliary loss and scenes that grow from two objects to four.
-The questions of one image share its tokens: one sequence, in which each question sees the image and
-itself only, at the positions it would have alone, so training on eight is training on each.
 Checkpointed and seeded: killed and started again, it goes on where it stopped.
 """
 
@@ -18,27 +16,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from torch import nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from coremat.results.plots.eval import plot_training_curve
 from coremat.tasks.bundled.shapes.generator import make_questions, make_scene
-from coremat.tasks.train_shapes_llava.architecture import HIDDEN, PROMPT, build_model, build_processor, build_tokenizer
-from coremat.tasks.train_shapes_llava.data import (
-    COLOR_LABELS,
-    SHAPE_LABELS,
-    EasyVQA,
-    Example,
-    examples,
-    pixel_tensor,
-)
-
-IGNORE = -100
-GROUND_WEIGHT = 0.1
+from coremat.tasks.train_shapes_llava.architecture import CHAT, build_model, build_processor, build_tokenizer
+from coremat.tasks.train_shapes_llava.data import EasyVQA, Example, examples, pixel_tensor
+from coremat.tasks.train_shapes_llava.naming import PatchNamer
+from coremat.tasks.train_shapes_llava.packing import Packer, answer_loss, image_features
 
 
 @dataclass(frozen=True)
@@ -57,107 +45,6 @@ class Plan:
     grow_until: float = 0.15  # share of the second stage after which scenes have up to four objects
     auxiliary: float = 0.3
     seed: int = 0
-
-
-class PatchNamer(nn.Module):
-    """The auxiliary heads: colour and shape of what covers an image token [B, 144, H]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.color = nn.Linear(HIDDEN, len(COLOR_LABELS))
-        self.shape = nn.Linear(HIDDEN, len(SHAPE_LABELS))
-
-    def loss(self, features: torch.Tensor, batch: list[Example]) -> tuple[torch.Tensor, float]:
-        """Cross entropy with the ground weighted down, and the share of object tokens named right."""
-        losses, hits = [], []
-        for head, which in ((self.color, 0), (self.shape, 1)):
-            target = torch.from_numpy(np.stack([e.labels[which] for e in batch])).flatten()
-            logits = head(features).flatten(0, 1).float()
-            weight = torch.ones(logits.shape[-1])
-            weight[0] = GROUND_WEIGHT
-            losses.append(F.cross_entropy(logits, target, weight, ignore_index=IGNORE))
-            hits.append((logits.argmax(-1) == target)[target > 0])
-        return losses[0] + losses[1], float((hits[0] & hits[1]).float().mean())
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A batch of sequences: prefix, image, then the questions.
-
-    All int64 [B, S]. `segment` is 0 for what all questions see, -1 for padding.
-    """
-
-    ids: torch.Tensor
-    targets: torch.Tensor
-    positions: torch.Tensor
-    segment: torch.Tensor
-
-    def mask(self) -> torch.Tensor:
-        """bool [B, 1, S, S]: causal, and within one question or back to the shared part."""
-        seg = self.segment
-        causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool).tril()
-        seen = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
-        return (seen & causal)[:, None]
-
-
-class Packer:
-    """Turns examples into `Packed`; remembers how each text is cut into tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int, image_id: int, questions: int) -> None:
-        self.tokenizer = tokenizer
-        self.prefix = [tokenizer.bos_token_id, *self._ids("USER: "), *[image_id] * image_tokens]
-        self.questions = questions
-        self._known: dict[str, list[int]] = {}
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def ids(self, text: str) -> list[int]:
-        if text not in self._known:
-            self._known[text] = self._ids(text)
-        return self._known[text]
-
-    def sequence(self, example: Example) -> tuple[list[int], list[int], list[int], list[int]]:
-        ids, targets = list(self.prefix), [IGNORE] * len(self.prefix)
-        positions, segment = list(range(len(ids))), [0] * len(ids)
-        for number, question in enumerate(example.questions[: self.questions], start=1):
-            ask = self.ids(PROMPT.format(question=question.question))
-            answer = [*self.ids(" " + question.answer), self.tokenizer.eos_token_id]
-            fed = ask + answer[:-1]
-            ids += fed
-            targets += [IGNORE] * (len(ask) - 1) + answer
-            positions += range(len(self.prefix), len(self.prefix) + len(fed))
-            segment += [number] * len(fed)
-        return ids, targets, positions, segment
-
-    def __call__(self, batch: list[Example], multiple: int = 16) -> Packed:
-        rows = [self.sequence(e) for e in batch]
-        longest = max(len(r[0]) for r in rows)
-        size = -(-longest // multiple) * multiple
-        fills = (self.tokenizer.pad_token_id, IGNORE, 0, -1)
-        columns = [torch.tensor([r[k] + [fills[k]] * (size - len(r[k])) for r in rows]) for k in range(4)]
-        return Packed(*columns)
-
-
-def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """Projected image tokens [B, 144, H]."""
-    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
-    return model.model.multi_modal_projector(hidden)
-
-
-def answer_loss(
-    model: LlavaForConditionalGeneration, features: torch.Tensor, packed: Packed
-) -> tuple[torch.Tensor, float]:
-    """Cross entropy over answer tokens, and the share of answer tokens that are right."""
-    embeds = model.get_input_embeddings()(packed.ids)
-    where = packed.ids == model.config.image_token_id
-    embeds = embeds.masked_scatter(where[..., None], features.to(embeds.dtype))
-    hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.positions, use_cache=False
-    ).last_hidden_state
-    asked = packed.targets != IGNORE
-    logits, target = model.lm_head(hidden[asked]).float(), packed.targets[asked]
-    return F.cross_entropy(logits, target), float((logits.argmax(-1) == target).float().mean())
 
 
 class Optimizers:
@@ -213,7 +100,7 @@ class Training:
         self.model = build_model(self.tokenizer)
         self.namer = PatchNamer()
         config = self.model.config
-        self.pack = Packer(self.tokenizer, config.image_seq_length, config.image_token_id, plan.questions)
+        self.pack = Packer(self.tokenizer, CHAT, config.image_seq_length, config.image_token_id, plan.questions)
         self.stage, self.step = "tower", 0
         self.optimizers = self._optimizers()
         self.seconds = 0.0

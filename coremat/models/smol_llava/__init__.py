@@ -1,0 +1,1 @@
+"""smol-llava: what coremat ships of it, and how it is put together around SmolLM2; README.md here is its card."""
