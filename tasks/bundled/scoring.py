@@ -1,4 +1,9 @@
-"""How a bundled task compares an answer with its target: exact match, and F1 over listed objects."""
+"""How a bundled task compares an answer with its target: exact match; of a listing its items, in order and by F1.
+
+The items of a listing are what stands between its commas, each in lower case with single blanks; nothing else is
+forgiven but one full stop at the end of the answer. An item is right if it is one of the target's to the letter. So
+what a comma too many leaves empty is a wrong item, and so is what a missing comma has run together.
+"""
 
 import string
 from collections import Counter
@@ -8,20 +13,31 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def normalized(text: str) -> str:
     """Lower case, without punctuation, single blanks."""
-    return " ".join(text.lower().translate(_PUNCTUATION).split())
+    return _plain(text.translate(_PUNCTUATION))
 
 
 def exact_match(answer: str, target: str) -> float:
     return float(normalized(answer) == normalized(target))
 
 
+def listing_match(answer: str, target: str) -> float:
+    """Whether the items are those of the target, in its order."""
+    return float(_items(answer) == _items(target))
+
+
 def listing_f1(answer: str, target: str) -> float:
-    """F1 of two lists divided by commas, as multisets: two red circles are named twice or half of them is missing."""
-    said, meant = _objects(answer), _objects(target)
-    common = (said & meant).total() if said and meant else 0
-    return 2 * common / (said.total() + meant.total()) if common else 0.0
+    """F1 of the items as multisets: an item repeated too often is wrong, one that is not repeated often enough missing.
+
+    An answer of n items, of which c are right, to a target of m: 2c / (n + m).
+    """
+    said, meant = Counter(_items(answer)), Counter(_items(target))
+    return 2 * (said & meant).total() / (said.total() + meant.total())
 
 
-def _objects(listing: str) -> Counter[str]:
-    names = (normalized(name) for name in listing.split(","))
-    return Counter(name for name in names if name)
+def _items(listing: str) -> list[str]:
+    """At least one: nothing said is one empty item."""
+    return [_plain(item) for item in listing.strip().removesuffix(".").split(",")]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coremat.tasks.bundled.scoring import exact_match, listing_f1
+from coremat.tasks.bundled.scoring import exact_match, listing_f1, listing_match
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
@@ -15,7 +15,7 @@ def doc_to_text(doc: dict[str, Any]) -> str:
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """`listing_f1` only where a list was asked for: lmms-eval averages a metric over the samples that have it."""
-    scores = {"accuracy": exact_match(results[0], doc["answer"])}
+    answer, target = results[0], doc["answer"]
     if doc["kind"] == "listing":
-        scores["listing_f1"] = listing_f1(results[0], doc["answer"])
-    return scores
+        return {"accuracy": listing_match(answer, target), "listing_f1": listing_f1(answer, target)}
+    return {"accuracy": exact_match(answer, target)}
