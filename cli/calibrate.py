@@ -1,4 +1,5 @@
-"""`coremat calibrate`: fit a method that needs it to a model, on the model's own answers."""
+"""`coremat calibrate`: fit a method that needs it to a model, on the model's own answers, or measure on these what
+pruning each layer costs."""
 
 import shlex
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coremat.cli import console
+from coremat.cli.calibrations import Costs, Fit, Made
 from coremat.cli.eval import BUNDLED_MODEL
 from coremat.cli.list import show_list
 from coremat.cli.options import (
@@ -30,10 +32,8 @@ from coremat.cli.options import (
     names,
 )
 from coremat.errors import ConfigError, OutputError
-from coremat.methods.registry import parse
 
 if TYPE_CHECKING:
-    from coremat.methods.calibrated import Calibrated
     from coremat.methods.calibration_file import Calibration
     from coremat.models.load import LoadedModel
     from coremat.progress import Progress
@@ -42,9 +42,22 @@ if TYPE_CHECKING:
 
 def calibrate(
     method: Annotated[
-        str, typer.Argument(help="A method that takes a calibration, with options: predictor:rank=64; cats; teal.")
+        str,
+        typer.Argument(
+            help="A method that takes a calibration, with options: predictor:rank=64; cats; teal. With --layer-shares "
+            "any method with the option layer_shares."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="The file to write, for METHOD:calibration=FILE.")],
+    output: Annotated[
+        Path, typer.Option(help="The file to write, for METHOD:calibration=FILE, or METHOD:layer_shares=FILE.")
+    ],
+    layer_shares: Annotated[
+        bool,
+        typer.Option("--layer-shares", help="Measure what pruning a layer costs, for METHOD:layer_shares=FILE."),
+    ] = False,
+    shares: Annotated[
+        str, typer.Option(help="Comma-separated shares of a layer's neurons that --layer-shares measures, ascending.")
+    ] = "0.2,0.4,0.6,0.8",
     model: Model = BUNDLED_MODEL,
     tasks: Annotated[
         str | None, typer.Option(help="Comma-separated tasks, of splits that are not scored where there are others.")
@@ -69,30 +82,20 @@ def calibrate(
     """Fit a method to a model's own answers, write the file that it runs with, and print what was reached."""
     from coremat.models.load import load
     from coremat.preprocessing.prompt_format import preprocessing_of
-    from coremat.runtime.calibration import check_calibration
 
-    chosen = _method(method)
+    made: Made = Costs(method, shares, new_tokens) if layer_shares else Fit(method, new_tokens, tokens, seed)
     if (tasks is None) == (prompts is None):
         raise ConfigError("--tasks and --prompts are given both or not at all; accepted: one of them.")
     _make_room(output)
     preprocessing = preprocessing_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
     loaded = load(model, device, dtype, preprocessing)
-    check_calibration(loaded.model, chosen)
+    made.check(loaded.model)
     with console.progress("reading prompts") as bar, _prompts(loaded, tasks, prompts, limit, seed, data_root) as given:
-        fitted = _fitted(loaded, chosen, given, bar, batch_size, new_tokens=new_tokens, tokens=tokens, seed=seed)
+        fitted = _made(made, loaded, given, bar, batch_size)
     told = {"model": model, "data": given.about, "data_sha256": given.digest}
     found = replace(fitted, about={**fitted.about, **told, "command": shlex.join(["coremat", *sys.argv[1:]])})
     found.write(output)
-    _show(chosen, found, output)
-
-
-def _method(spec: str) -> "Calibrated":
-    from coremat.runtime.calibration import calibrated_part
-
-    part = calibrated_part(parse(spec))
-    if part.calibration is not None:
-        raise ConfigError(f"method {spec!r} has a calibration already; accepted: {part.label} without that option.")
-    return part
+    _show(made, found, output)
 
 
 def _make_room(output: Path) -> None:
@@ -125,16 +128,13 @@ def _prompts(
         yield prompts_of_tasks(infos, loaded, limit, seed, data_root)
 
 
-def _fitted(
-    loaded: "LoadedModel", method: "Calibrated", given: "Prompts", bar: "Progress", batch_size: int, **options: int
-) -> "Calibration":
-    """The method's calibration, with a step of the bar for each prompt and each layer."""
+def _made(made: Made, loaded: "LoadedModel", given: "Prompts", bar: "Progress", batch_size: int) -> "Calibration":
+    """With a step of the bar for each prompt and each layer."""
     from coremat.generate import prepare
     from coremat.methods.calibration_file import sizes
     from coremat.progress import Step
-    from coremat.runtime.calibration import calibrate as fit
 
-    total = given.count + sizes(loaded.model)["layers"]
+    total = given.count + made.units(sizes(loaded.model)["layers"], -(-given.count // batch_size))
 
     def batches() -> Iterator[Mapping[str, Any]]:
         conversations = iter(given)
@@ -143,21 +143,21 @@ def _fitted(
             yield prepare(loaded, batch)
             bar(Step(total, "answering prompts", len(batch)))
 
-    return fit(loaded.model, method, batches(), on_layer=lambda: bar(Step(total, "fitting layers", 1)), **options)
+    return made.make(loaded.model, batches(), lambda: bar(Step(total, "going through layers", 1)))
 
 
-def _show(method: "Calibrated", found: "Calibration", output: Path) -> None:
-    figures = method.figures(found.tensors)
+def _show(made: Made, found: "Calibration", output: Path) -> None:
+    figures = made.figures(found)
     rows = [
-        (str(layer), *(f"{float(values[layer]):.3g}" for values in figures.values()))
+        (str(layer), *(f"{values[layer]:.3g}" for values in figures.values()))
         for layer in range(found.about["sizes"]["layers"])
     ]
     if figures:
-        show_list(f"{method.label} by layer", ("layer", *figures), rows, numeric=tuple(figures))
+        show_list(f"{made.spec} by layer", ("layer", *figures), rows, numeric=tuple(figures))
     about = found.about
-    kept = f"{about['tokens']} tokens of their answers, {about['held_out_tokens']} of them held out"
-    console.log(f"{about['prompts']} prompts, {kept}")
+    held = f", {about['held_out_tokens']} of them held out" if "held_out_tokens" in about else ""
+    console.log(f"{about['prompts']} prompts, {about['tokens']} tokens of their answers{held}")
     for part in about["data"]:
         if part.get("scored_on"):
             console.log(f"{part['task']} is scored on these questions too: the split {part['split']}")
-    console.log(f"use it: {method.label}:calibration={output}")
+    console.log(f"use it: {made.spec}:{made.option}={output}")

@@ -4,7 +4,7 @@ No weight is made and no adapter is needed. What the vision tower computes is by
 `coremat.models.dummy_inputs`: 2 operations per multiply-add of matrix products, as in `coremat.cost.flops`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class ModelSize:
     attention, ffn: of all decoder layers; norms: what else the decoder has. embedding: 0 where the head's weights
     serve. tower: everything before the projector, both towers where there are two. tower_flops, projector_flops: of one
     image; the tower's are those of all its layers, for Hugging Face runs them all, also those behind
-    `vision_feature_layer`. image_tokens: of one image in the decoder's sequence. cross_layers: decoder layers that
+    `vision_feature_layer`. image_tokens: of one image in the decoder's sequence. cross: the decoder layers that
     look at an image's `cross_keys` in place of the sequence. Models of text alone have 0 of all that images take.
     """
 
@@ -41,7 +41,7 @@ class ModelSize:
     tower_flops: int
     projector_flops: int
     image_tokens: int
-    cross_layers: int = 0
+    cross: tuple[int, ...] = ()
     cross_keys: int = 0
 
     @classmethod
@@ -49,8 +49,10 @@ class ModelSize:
         """From a Hugging Face config. UnsupportedError for a family without a dummy image."""
         dummy, model = dummy_image(config), bare_model(config, "meta")
         decoder = model.get_decoder()
-        cross = [layer.cross_attn for layer in decoder.layers if hasattr(layer, "cross_attn")]
-        attention = _parameters(cross + [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")])
+        cross = {n: layer.cross_attn for n, layer in enumerate(decoder.layers) if hasattr(layer, "cross_attn")}
+        attention = _parameters(
+            [*cross.values()] + [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
+        )
         ffn = _parameters(layer.mlp for layer in decoder.layers)
         embedding, head = decoder.get_input_embeddings(), _parameters([model.lm_head])
         projector = _parameters(model.get_submodule(name) for name in dummy.run.projector) if dummy else 0
@@ -69,7 +71,7 @@ class ModelSize:
             tower_flops=_tower_flops(model, dummy.run) if dummy else 0,
             projector_flops=_projector_flops(model, dummy.run) if dummy else 0,
             image_tokens=dummy.tokens if dummy else 0,
-            cross_layers=len(cross),
+            cross=tuple(cross),
             cross_keys=dummy.cross_keys if dummy else 0,
         )
 
@@ -81,6 +83,10 @@ class ModelSize:
     def outside_ffn(self) -> int:
         """Parameters that no neuron sparsity spares."""
         return self.attention + self.norms + self.head + self.embedding + self.tower + self.projector
+
+    @property
+    def cross_layers(self) -> int:
+        return len(self.cross)
 
     @property
     def text_layers(self) -> int:
@@ -97,13 +103,14 @@ class ModelSize:
         """Numbers that the cache holds for one image, in the cross-attention layers."""
         return 2 * self.cross_layers * self.shape.key_value * self.cross_keys
 
-    def cross_flops(self, tokens: int, reads: Reads, reads_image: bool) -> int:
-        """The cross-attention layers over some tokens; reads_image: they make its keys and values too."""
+    def cross_flops(self, tokens: int, reads: Sequence[Reads], reads_image: bool) -> int:
+        """The cross-attention layers over some tokens. reads: of each of them; reads_image: they make its keys and
+        values too."""
         shape = self.shape
-        queries = reads.of(shape, "q_proj", "o_proj", *FFN) + reads.extra
+        queries = sum(own.of(shape, "q_proj", "o_proj", *FFN) + own.extra for own in reads)
         pairs = 4 * tokens * self.cross_keys * shape.attention
         keys = 2 * self.cross_keys * 2 * shape.hidden * shape.key_value * reads_image
-        return self.cross_layers * (2 * tokens * queries + pairs + keys)
+        return 2 * tokens * queries + self.cross_layers * (pairs + keys)
 
 
 def _parameters(modules: Iterable[nn.Module]) -> int:

@@ -50,16 +50,17 @@ class Schedule:
         left = (image_tokens, *(_most(method, layers, image_tokens) if kept is None else kept))
         _check_kept(left, len(stages))
         passed = [sum(stage.after <= layer for stage in stages) for layer in range(layers)]
-        neurons = method.neuron_count(shape.ffn) if method.prunes_neurons else shape.ffn
+        methods = method.by_layer(layers)
+        neurons = tuple(own.neuron_count(shape.ffn) if method.prunes_neurons else shape.ffn for own in methods)
         return cls(
             image_tokens=image_tokens,
             text_tokens=text_tokens,
             image_tokens_kept=left[-1],
             tokens=tuple(text_tokens + left[number] for number in passed),
             cached=tuple(text_tokens + left[_last_cut(stages, number)] for number in passed),
-            neurons=(neurons,) * layers,
-            reads=tuple(method.reads(layer, shape) for layer in range(layers)),
-            resident=(neurons if method.takes("neurons") else shape.ffn,) * layers,
+            neurons=neurons,
+            reads=tuple(own.reads(layer, shape) for layer, own in enumerate(methods)),
+            resident=neurons if method.takes("neurons") else (shape.ffn,) * layers,
         )
 
     @property

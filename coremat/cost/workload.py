@@ -50,7 +50,7 @@ class Workload:
         per_image, seen = self.size.image_tokens, self.schedule.image_tokens
         if seen % per_image if per_image else seen:
             raise ConfigError(f"image_tokens is {seen}; accepted: a multiple of {per_image}, the tokens of one image.")
-        least_share = self.neurons / self.size.shape.ffn
+        least_share = sum(self.schedule.neurons) / (self.size.layers * self.size.shape.ffn)
         if self.ffn_share is not None and not least_share <= self.ffn_share <= 1:
             raise ConfigError(
                 f"ffn_share is {self.ffn_share!r}; accepted: {least_share:.4g}, the share of one sequence, to 1."
@@ -61,7 +61,7 @@ class Workload:
     @property
     def _tokens(self) -> tuple[int, ...]:
         """Tokens that each layer with attention over the sequence sees. Models with other layers prune no tokens, so
-        that all their layers are alike."""
+        that they are the same for all their layers."""
         return self.schedule.tokens[: self.size.text_layers]
 
     @property
@@ -115,14 +115,15 @@ class Workload:
     @property
     def prefill_flops(self) -> int:
         """The decoder, and the head of the last token."""
-        cross = self.size.cross_flops(self.schedule.prompt_tokens, Reads(), reads_image=True)
+        whole = [Reads()] * self.size.cross_layers
+        cross = self.size.cross_flops(self.schedule.prompt_tokens, whole, reads_image=True)
         return self.batch_size * (prefill_flops(self.size.shape, self._tokens) + cross)
 
     def decode_flops(self, step: int = 1) -> int:
         """The `step`-th decode step (from 1), which brings each cache to that many positions more than the prefill."""
         lengths, reads = [cached + step for cached in self._cached], self.schedule.reads
-        cross = self.size.cross_flops(1, reads[-1], reads_image=False)
-        weights = [own.layer(self.size.shape) for own in reads[: self.size.text_layers]]
+        cross = self.size.cross_flops(1, [reads[number] for number in self.size.cross], reads_image=False)
+        weights = [own.layer(self.size.shape) for number, own in enumerate(reads) if number not in self.size.cross]
         own = decode_flops(self.size.shape, lengths, weights)
         return self.batch_size * (own + cross)
 

@@ -155,6 +155,16 @@ class Method:
         """m of `neurons`, or the neurons that `decode_ffn` uses for a token, of an FFN of `size`."""
         return size
 
+    def of_layer(self, number: int, layers: int) -> "Method":
+        """The method as layer `number` of that many has it: it is this one that is asked for a layer's `neurons`,
+        `neuron_count`, `decode_ffn`, `linear` and `reads`. `coremat.methods.layer_shares.LayerShares` has this slot and
+        its option, for budgets that differ from layer to layer; its image tokens, and all else, are the whole
+        method's."""
+        return self
+
+    def by_layer(self, layers: int) -> list["Method"]:
+        return [self.of_layer(number, layers) for number in range(layers)]
+
     def prefill_neurons_from(self) -> int | None:
         """The first layer whose prefill, too, goes through the chosen neurons only; None: no layer."""
         return None

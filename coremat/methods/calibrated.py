@@ -22,7 +22,7 @@ import torch
 
 from coremat.errors import UnsupportedError
 from coremat.methods.base import Method
-from coremat.methods.calibration_file import MADE_BY, Calibration, check_made_for, file_digest
+from coremat.methods.calibration_file import MADE_BY, Calibration, check_made_for, with_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +95,8 @@ class Calibrated(Method):
         return found.tensors
 
     def identity(self) -> dict[str, Any]:
-        """The file goes by its name and its content, wherever it lies."""
         own = super().identity()
-        if self.calibration is None:
-            return own
-        path = Path(self.calibration)
-        own["options"]["calibration"] = path.name
-        return {**own, "calibration": {"file": path.name, "sha256": file_digest(path)}}
+        return own if self.calibration is None else with_file(own, "calibration", Path(self.calibration))
 
 
 def _how_to(name: str) -> str:

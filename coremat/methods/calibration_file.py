@@ -21,6 +21,7 @@ from coremat.fingerprint import fingerprint
 FORMAT = 1
 MADE_BY = "coremat calibrate"
 KEY = "coremat"  # of the one entry of the file's metadata
+ACCEPTED = f"what {MADE_BY} made"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,9 @@ class Calibration:
             raise OutputError(f"cannot write {path}: {error}") from error
 
     @classmethod
-    def read(cls, path: Path) -> "Calibration":
-        """ConfigError for what is no whole calibration."""
-        _check_there(path)
+    def read(cls, path: Path, accepted: str = ACCEPTED) -> "Calibration":
+        """ConfigError for what is no whole calibration. accepted: what there may be, in words."""
+        _check_there(path, accepted)
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get(KEY, "null"))
@@ -96,9 +97,15 @@ def check_made_for(path: str, about: Mapping[str, Any], method: Mapping[str, Any
         )
 
 
-def file_digest(path: Path) -> str:
+def with_file(identity: dict[str, Any], option: str, path: Path, accepted: str = ACCEPTED) -> dict[str, Any]:
+    """A method's identity with the file that an option names: by its name and its content, wherever it lies."""
+    options = {**identity["options"], option: path.name}
+    return {**identity, "options": options, option: {"file": path.name, "sha256": file_digest(path, accepted)}}
+
+
+def file_digest(path: Path, accepted: str = ACCEPTED) -> str:
     """SHA-256 of a file, counted once for each state of it. ConfigError where there is none."""
-    _check_there(path)
+    _check_there(path, accepted)
     state = path.stat()
     return _file_digest(path, state.st_mtime_ns, state.st_size)
 
@@ -112,9 +119,9 @@ def _file_digest(path: Path, changed: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _check_there(path: Path) -> None:
+def _check_there(path: Path, accepted: str) -> None:
     if not path.is_file():
-        raise ConfigError(f"calibration is {str(path)!r}, where there is no file; accepted: what {MADE_BY} made.")
+        raise ConfigError(f"there is no file {str(path)!r}; accepted: {accepted}.")
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

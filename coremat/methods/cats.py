@@ -22,13 +22,14 @@ from coremat.ffn.per_token import PerTokenFFN, check_resident, nonzero_gates
 from coremat.methods.calibrated import Calibrated, LayerSample
 from coremat.methods.common.quantiles import at_share, reached, thresholds, without_small
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Share
 from coremat.methods.reads import Reads
 from coremat.models.shape import DecoderShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cats(Calibrated):
+class Cats(LayerShares, Calibrated):
     """beta: share of the neurons kept on the calibration's tokens (the authors': 0.5), to a thousandth."""
 
     name: ClassVar[str] = "cats"

@@ -11,15 +11,15 @@ from typing import ClassVar
 
 import torch
 
-from coremat.methods.base import Method
 from coremat.methods.common.energy import energy, largest
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Layer, Share
 from coremat.methods.views import LayerView
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnergyNeurons(Method):
+class EnergyNeurons(LayerShares):
     """beta: share of neurons kept; weighted: a neuron's score is multiplied by the squared l2 norm of its column of
     `down_proj`, so that it is the energy of what the neuron adds to the output; prefill_from: from this layer on the
     prefill goes through the chosen neurons too."""

@@ -15,15 +15,15 @@ from typing import ClassVar, Literal
 
 import torch
 
-from coremat.methods.base import Method
 from coremat.methods.common.energy import energy, largest
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Layer, Share
 from coremat.methods.views import LayerView, Voters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Griffin(Method):
+class Griffin(LayerShares):
     """beta: share of neurons kept (the authors': half). voters: the tokens whose activations count: "all" (the paper),
     "text" or "last" (the last prompt token). neuron_sets: a set for each "sequence", or one for the whole "batch".
     prefill_from: from this layer on the prefill goes through the chosen neurons too (the paper: never)."""

@@ -111,6 +111,9 @@ class Joined(Method):
     def neuron_count(self, size: int) -> int:
         return self.by_neuron.neuron_count(size)
 
+    def of_layer(self, number: int, layers: int) -> Method:
+        return Joined(self.tokens, self.by_neuron.of_layer(number, layers))
+
     def prefill_neurons_from(self) -> int | None:
         return self.by_neuron.prefill_neurons_from()
 

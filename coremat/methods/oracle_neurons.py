@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 
 from coremat.ffn.per_token import PerTokenFFN
-from coremat.methods.base import Method
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class OracleNeurons(Method):
+class OracleNeurons(LayerShares):
     """beta: share of the neurons that each token uses while decoding."""
 
     name: ClassVar[str] = "oracle-neurons"

@@ -24,6 +24,7 @@ from coremat.ffn.per_token import PerTokenFFN, check_resident, chosen_outputs, g
 from coremat.methods.calibrated import Calibrated, LayerSample
 from coremat.methods.common.random import generator
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Count, Seed, Share
 from coremat.methods.reads import Reads
 from coremat.models.shape import DecoderShape
@@ -32,7 +33,7 @@ STEPS, BATCH, RATE = 600, 128, 3e-3  # of the training of one layer: Adam, the r
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedPredictor(Calibrated):
+class TrainedPredictor(LayerShares, Calibrated):
     """beta: share of the neurons that each token uses while decoding. rank: of the two matrices (the authors': about
     a tenth of the hidden size and more). fit_seed: of the training. All of them belong to the calibration."""
 

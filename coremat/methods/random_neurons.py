@@ -5,15 +5,15 @@ from typing import ClassVar
 
 import torch
 
-from coremat.methods.base import Method
 from coremat.methods.common.random import generator
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Layer, Seed, Share
 from coremat.methods.views import LayerView
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomNeurons(Method):
+class RandomNeurons(LayerShares):
     """beta: share of neurons kept; prefill_from: from this layer on the prefill goes through them too; seed: of the
     draw, which also depends on the sequence and the layer."""
 

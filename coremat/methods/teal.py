@@ -26,6 +26,7 @@ from coremat.methods.base import Forward
 from coremat.methods.budget import as_fraction
 from coremat.methods.calibrated import Calibrated, LayerSample
 from coremat.methods.common.quantiles import at_share, thresholds, without_small
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Share
 from coremat.methods.reads import Reads
 from coremat.models.shape import FFN, DecoderShape
@@ -37,7 +38,7 @@ JUDGED = 512  # tokens on which an FFN's output is compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teal(Calibrated):
+class Teal(LayerShares, Calibrated):
     """beta: share of the inputs kept on the calibration's tokens, to a thousandth (greedy: of an FFN's three matrices
     together, to a sixtieth). allocation: "uniform", or "greedy" within each FFN."""
 

@@ -21,10 +21,10 @@ from coremat.errors import ConfigError
 from coremat.ffn.per_token import check_resident, gated_neurons, strongest
 from coremat.ffn.rows import copy_rows, times_rows
 from coremat.ffn.workspace import Workspace
-from coremat.methods.base import Method
 from coremat.methods.common.energy import column_norms, energy, largest
 from coremat.methods.corematching.core_neurons import core_count
 from coremat.methods.energy_neurons import all_but_first
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Share
 from coremat.methods.reads import Reads
 from coremat.methods.views import LayerView
@@ -33,7 +33,7 @@ from coremat.timers import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoLevel(Method):
+class TwoLevel(LayerShares):
     """candidates: share of the neurons that are chosen for the answer. by: the "energy" of neurons (the sum of squared
     activations over the prompt, without its first token) or "griffin" (of activations that are normalised per token).
     beta: share of the neurons, of all of the FFN's, that each token uses. weighted: |act(gate)| is multiplied by the l2
@@ -42,6 +42,8 @@ class TwoLevel(Method):
     name: ClassVar[str] = "two-level"
     summary: ClassVar[str] = "candidates for the answer by their activations over the prompt, of them each token's best"
     paper: ClassVar[str] = "coremat's own; |act(gate)| as in CATS (Lee et al., 2024, arXiv 2404.08763)"
+
+    share_options: ClassVar[tuple[str, ...]] = ("candidates", "beta")
 
     candidates: Share = 0.6
     beta: Share = 0.2

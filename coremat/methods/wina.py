@@ -9,7 +9,8 @@ Columns that are not wanted are not read at all on a CPU, and on CUDA with Trito
 fewer than there are (a batch soon wants more); otherwise the matrix is read whole, and the other inputs are zeros.
 
 Departures: the weights are used as they are, not turned beforehand so that columns are orthogonal; one share for all
-matrices, where layers may have shares of their own by a greedy search; the prompt runs dense.
+matrices of a layer, and for all layers unless `layer_shares` says otherwise (theirs: by a greedy search); the prompt
+runs dense.
 """
 
 from dataclasses import dataclass
@@ -21,31 +22,35 @@ import torch
 from torch import nn
 
 from coremat.ffn.per_token import chosen_inputs, strongest
-from coremat.methods.base import Forward, Method
+from coremat.methods.base import Forward
 from coremat.methods.common.energy import column_norms
 from coremat.methods.corematching.core_neurons import core_count
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Share
 from coremat.methods.reads import Reads
 from coremat.models.shape import FFN, LINEARS, DecoderShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wina(Method):
+class Wina(LayerShares):
     """keep: share of the inputs of each matrix that a token uses while decoding. matrices: "all" seven of a layer, or
     those of the "ffn" alone. weighted: by the l2 norms of the columns, too (the paper); else by the inputs alone."""
 
     name: ClassVar[str] = "wina"
     summary: ClassVar[str] = "WINA: each token's inputs of every Linear with the largest |x| times norm of their column"
     paper: ClassVar[str] = "Chen et al., 2025 (arXiv 2505.19427)"
-    departures: ClassVar[str] = "weights are not made orthogonal; one share for all layers; the prompt runs dense"
+    departures: ClassVar[str] = (
+        "weights are not made orthogonal; one share for a layer's matrices; the prompt runs dense"
+    )
     input_major: ClassVar[bool] = True
+    share_options: ClassVar[tuple[str, ...]] = ("keep",)
 
     keep: Share = 0.5
     matrices: Literal["all", "ffn"] = "all"
     weighted: bool = True
 
     def linear(self, layer: int, name: str, linear: nn.Linear, state: Any) -> Forward | None:
-        if name not in self._names:
+        if name not in self._names or self.keep == 1:
             return None
         return StrongestInputs(linear, core_count(linear.in_features, self.keep), self.weighted)
 

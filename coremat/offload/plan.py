@@ -66,7 +66,7 @@ class MemoryPlan:
         return cls(
             layers=layers,
             **weights,
-            workspace=_workspace(method, batch, layers, shape.ffn, weights["ffn"])
+            workspace=_workspace(method, batch, schedule, weights["ffn"] // (layers * shape.ffn))
             + size * sum(reads.extra for reads in schedule.reads),
             buffers=min(BUFFERS, layers) * weights["ffn"] // layers,
             kv_cache=column * max(sum(schedule.tokens), sum(schedule.cached) + layers * new_tokens),
@@ -155,12 +155,13 @@ def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * kind.itemsize
 
 
-def _workspace(method: Method, batch: int, layers: int, neurons: int, ffn: int) -> int:
-    """Core rows of all layers and their numbers, for each sequence its own or one set for all."""
+def _workspace(method: Method, batch: int, schedule: Schedule, neuron: int) -> int:
+    """Core rows of all layers and their numbers, for each sequence its own or one set for all. neuron: bytes of the
+    weights of one."""
     if not method.takes("neurons"):
         return 0
     sets = 1 if method.shares_neurons() else batch
-    return sets * method.neuron_count(neurons) * (ffn // neurons + layers * INDEX_BYTES)
+    return sets * sum(schedule.neurons) * (neuron + INDEX_BYTES)
 
 
 def _observes(method: Method, layers: int) -> bool:

@@ -73,21 +73,21 @@ def calibrate(
         reading.answer(batch, new_tokens)
     reading.check()
     tensors = part.calibrate(reading.layers(on_layer))
-    made_with = part.made_with()
-    about = {
+    counts = {"prompts": reading.prompts, "tokens": len(reading.prompt), "held_out_tokens": int(reading.held_out.sum())}
+    return Calibration(tensors, described(part.made_with(), model, **counts, new_tokens=new_tokens, seed=seed))
+
+
+def described(made_with: Mapping[str, Any], model: Any, **counts: int) -> dict[str, Any]:
+    """What a file says that it was made of. made_with: name and options of its method; counts: of its data."""
+    return {
         "method": made_with["name"],
         "options": made_with["options"],
         "model": type(model).__name__,
         "sizes": sizes(model),
         "weights": weights_of(model),
-        "prompts": reading.prompts,
-        "tokens": len(reading.prompt),
-        "held_out_tokens": int(reading.held_out.sum()),
-        "new_tokens": new_tokens,
-        "seed": seed,
+        **counts,
         "coremat": __version__,
     }
-    return Calibration(tensors, about)
 
 
 class _Reading:
@@ -116,7 +116,7 @@ class _Reading:
             ids = model.generate(**batch, do_sample=False, max_new_tokens=new_tokens)
         finally:
             hooks.restore()
-        live = _live(ids[:, batch["input_ids"].shape[1] :], self.adapter.model.generation_config.eos_token_id)
+        live = live_tokens(ids[:, batch["input_ids"].shape[1] :], self.adapter.model.generation_config.eos_token_id)
         self._check_run(steps, live.shape[1])
         self._keep({place: torch.cat(values, 1)[live] for place, values in steps.items()}, live)
 
@@ -170,7 +170,7 @@ def _into(values: list[torch.Tensor]) -> Callable:
     return hook
 
 
-def _live(new: torch.Tensor, ends: Any) -> torch.Tensor:
+def live_tokens(new: torch.Tensor, ends: Any) -> torch.Tensor:
     """bool [B, t - 1]: which of the new tokens [B, t] the model read to go on with an answer; the last is not read.
 
     ends: the id, or ids, that end an answer; None for an answer that does not end.

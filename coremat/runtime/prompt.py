@@ -95,12 +95,13 @@ class Prompt:
 
     # --- figures --------------------------------------------------------------------------------------------------
 
-    def stats(self, shape: DecoderShape, layers: int, neurons: int, ffn_bytes: int) -> list[SequenceStats]:
-        """layers: of the decoder; neurons: that a layer uses of which `self.neurons` says nothing; ffn_bytes: read of
-        FFNs in a decode step."""
+    def stats(self, shape: DecoderShape, neurons: Sequence[int], ffn_bytes: int) -> list[SequenceStats]:
+        """neurons: that each layer uses where `self.neurons` says nothing of it; ffn_bytes: read of FFNs in a decode
+        step."""
+        layers = range(len(neurons))
         counts = {segment.kept: segment.kept.counts[:, 0].tolist() for segment in self.segments}
-        seen = [counts[self.segment_of(layer).kept] for layer in range(layers)]
-        cached = [counts[self.cached(layer)] for layer in range(layers)]
+        seen = [counts[self.segment_of(layer).kept] for layer in layers]
+        cached = [counts[self.cached(layer)] for layer in layers]
         kept = self.present.kept.in_prompt(self.valid.shape[1]).cpu()
         return [
             self._row(row, shape, kept[row], [s[row] for s in seen], [c[row] for c in cached], neurons, ffn_bytes)
@@ -114,7 +115,7 @@ class Prompt:
         kept: torch.Tensor,
         seen: list[int],
         cached: list[int],
-        neurons: int,
+        neurons: Sequence[int],
         ffn_bytes: int,
     ) -> SequenceStats:
         image = self.images_on_host[row] >= 0
@@ -126,7 +127,7 @@ class Prompt:
             kept=tuple(own.nonzero()[:, 0].tolist()),
             neurons=shape.ffn,
             neurons_kept=tuple(
-                self.neurons[layer].shape[1] if layer in self.neurons else neurons for layer in range(len(seen))
+                self.neurons[layer].shape[1] if layer in self.neurons else own for layer, own in enumerate(neurons)
             ),
             tokens_per_layer=tuple(seen),
             cached_per_layer=tuple(cached),

@@ -32,6 +32,7 @@ from coremat.hooks import Hooks
 from coremat.methods import registry
 from coremat.methods.base import Forward, Method
 from coremat.methods.reads import Reads
+from coremat.methods.views import LayerView
 from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for, whole_model
 from coremat.runtime.cache import check_cache, in_place_cache, shorten
@@ -94,6 +95,7 @@ class Session:
     def __init__(self, adapter: Adapter, method: Method, backend: str = "auto") -> None:
         self.adapter, self.method, self.hooks = adapter, method, Hooks()
         self.layers = list(adapter.layers)
+        self._by_layer = method.by_layer(len(self.layers))
         self.sample_seeds: Sequence[int] | None = None
         self.questions: Questions | None = None
         check_backend(backend)
@@ -131,7 +133,8 @@ class Session:
             )
         mlps = [self.adapter.ffn(layer) for layer in self.layers]
         if self.method.takes("decode_ffn"):
-            return [self.method.decode_ffn(number, mlp, state) for number, mlp in enumerate(mlps)]
+            methods = zip(self._by_layer, mlps, strict=True)
+            return [own.decode_ffn(number, mlp, state) for number, (own, mlp) in enumerate(methods)]
         return [make_ffn(mlp, backend) for mlp in mlps]
 
     def _make_linears(self, state: Any) -> list[tuple[nn.Linear, Forward]]:
@@ -140,7 +143,7 @@ class Session:
         made = []
         for number, layer in enumerate(self.layers):
             for name, linear in self.adapter.linears(layer).items():
-                sparse = self.method.linear(number, name, linear, state)
+                sparse = self._by_layer[number].linear(number, name, linear, state)
                 made += [] if sparse is None else [(linear, sparse)]
         return made
 
@@ -152,8 +155,9 @@ class Session:
         if self._prompt is None:
             return []
         size = self.adapter.shape.ffn
-        unlisted = self.method.neuron_count(size) if self.method.takes("decode_ffn") else size
-        return self._prompt.stats(self.adapter.shape, len(self.layers), unlisted, self._decode_ffn_bytes)
+        chooses = self.method.takes("decode_ffn")
+        unlisted = [own.neuron_count(size) if chooses else size for own in self._by_layer]
+        return self._prompt.stats(self.adapter.shape, unlisted, self._decode_ffn_bytes)
 
     @property
     def _decode_ffn_bytes(self) -> int:
@@ -164,7 +168,7 @@ class Session:
     def _reads(self, number: int) -> Reads:
         """A layer that a prompt skipped has no neurons chosen and, where it runs at all, runs whole."""
         skipped = self.method.takes("neurons") and self._prompt is not None and number not in self._prompt.neurons
-        return Reads() if skipped else self.method.reads(number, self.adapter.shape)
+        return Reads() if skipped else self._by_layer[number].reads(number, self.adapter.shape)
 
     @property
     def prompt(self) -> Prompt:
@@ -199,9 +203,7 @@ class Session:
     def ffn_share(self) -> float:
         """Share of the FFNs' rows that a decode step needs for at least one sequence of the last prompt."""
         sets = self._prompt.neurons.values() if self._prompt else ()
-        size = self.adapter.shape.ffn
-        shares = [len(core.unique()) / size for core in sets]
-        return sum(shares) / len(shares) if shares else 1.0
+        return sum(len(core.unique()) for core in sets) / (len(sets) * self.adapter.shape.ffn) if sets else 1.0
 
     def give_layers(
         self, masks: Sequence[torch.Tensor], rotary: Sequence[dict[Any, Any] | None], groups: Sequence[Sequence[int]]
@@ -416,7 +418,7 @@ class Session:
             if not self.method.takes("neurons"):
                 return None
             with prompt.selection.running(), torch.no_grad():
-                chosen = self._checked_neurons(self.method.neurons(view), args[0])
+                chosen = self._checked_neurons(self._by_layer[number], view, args[0])
             if not (number in self._stages.scored or self.method.takes("edit_cache")):
                 self._stages.drop_view()  # a layer's activations are not kept beyond it where nothing reads them again
             prompt.neurons[number] = chosen
@@ -428,9 +430,9 @@ class Session:
 
         return hook
 
-    def _checked_neurons(self, chosen: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
-        rows, size = len(activations), activations.shape[-1]
-        count = self.method.neuron_count(size)
+    def _checked_neurons(self, method: Method, view: LayerView, activations: torch.Tensor) -> torch.Tensor:
+        chosen, rows, size = method.neurons(view), len(activations), activations.shape[-1]
+        count = method.neuron_count(size)
         if chosen.dtype != torch.int64 or chosen.dim() != 2 or len(chosen) not in (1, rows) or chosen.shape[1] != count:
             raise UnsupportedError(
                 f"{self.method.label} chose neurons {chosen.dtype} {tuple(chosen.shape)}; "

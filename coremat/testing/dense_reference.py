@@ -166,6 +166,7 @@ def hidden_and_silenced(model: Adapter | nn.Module, method: Method, choice: Choi
 class _Reference:
     def __init__(self, adapter: Adapter, method: Method, choice: Choice) -> None:
         self.adapter, self.method, self.choice = adapter, method, choice
+        self.by_layer = method.by_layer(len(adapter.layers))
         self.state = method.setup(adapter.model)
         self.stages = [stage for stage in method.stages(len(adapter.layers)) if stage.keep != "all"]
         self.prefill = True
@@ -253,14 +254,14 @@ class _Reference:
         return hook
 
     def _ffn(self, number: int, mlp: Any) -> Callable:
-        sparse, core = self.method.decode_ffn(number, mlp, self.state), self.choice.neurons.get(number)
+        sparse, core = self.by_layer[number].decode_ffn(number, mlp, self.state), self.choice.neurons.get(number)
         if core is not None:
             sparse.prepare(core, Stopwatch(core.device))
         return mlp.forward if core is None and self.method.takes("neurons") else sparse
 
     def _replace_linears(self, hooks: Hooks, number: int, layer: nn.Module) -> None:
         for name, linear in self.adapter.linears(layer).items():
-            sparse = self.method.linear(number, name, linear, self.state)
+            sparse = self.by_layer[number].linear(number, name, linear, self.state)
             if sparse is not None:
                 hooks.replace(linear, "forward", self._while_decoding(linear.forward, sparse))
 

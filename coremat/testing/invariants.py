@@ -21,15 +21,17 @@ import torch
 import coremat
 from coremat.cost.schedule import Schedule
 from coremat.decoding.graph_decoder import GraphDecoder, why_unsupported
-from coremat.errors import CorematError, UnknownNameError, UnsupportedError
+from coremat.errors import ConfigError, CorematError, UnknownNameError, UnsupportedError
 from coremat.methods import registry
 from coremat.methods.base import Method, Reduction, Stage
 from coremat.methods.budget import budget
+from coremat.methods.layer_shares import FIRST_DENSE
 from coremat.methods.views import ImageView, LayerView
 from coremat.models.adapter import Adapter
 from coremat.models.families import adapter_for
 from coremat.models.shape import ATTENTION
 from coremat.runtime.calibration import calibrate, calibrated_part
+from coremat.runtime.layer_costs import divided_part
 from coremat.runtime.questions import spelled
 from coremat.runtime.session import Session, check
 from coremat.testing.answers import Answer, answer
@@ -186,6 +188,26 @@ def _same(found: Answer, expected: Answer) -> float:
     if not torch.equal(found.tokens, expected.tokens):
         raise Broken("other tokens than the dense model in which the dropped tokens are hidden")
     return error
+
+
+def layers_differ(method: Method, family: Family) -> float:
+    """The same, and what is counted beforehand, where layer 0 is whole and the others have less.
+
+    In float64: a threshold is a magnitude that was seen, and in float32 its own token may fall on either side of it.
+    """
+    unequal = _first_dense(method, _depth(family))
+    schedule_is_observed(unequal, family)
+    return _compared(unequal, tiny(family, torch.float64), family.batch("one", torch.float64))
+
+
+def _first_dense(method: Method, layers: int) -> Method:
+    try:
+        divided_part(method)
+        unequal = registry.with_options(method, layer_shares=FIRST_DENSE)
+        unequal.by_layer(layers)
+    except ConfigError as error:
+        raise NotApplicable(str(error)) from error
+    return unequal
 
 
 def second_turn(method: Method, family: Family) -> float:
@@ -467,6 +489,7 @@ INVARIANTS: dict[str, Ask] = {
     "a row alone as in a batch": a_row_alone_as_in_a_batch,
     "prompt after prompt": prompt_after_prompt,
     "beams": beams,
+    "layers differ": layers_differ,
     "second turn": second_turn,
     "static step": static_step,
     "bfloat16": bfloat16,

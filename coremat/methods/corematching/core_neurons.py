@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from coremat.methods.base import Method
 from coremat.methods.budget import as_fraction
 from coremat.methods.corematching.votes import votes
+from coremat.methods.layer_shares import LayerShares
 from coremat.methods.options import Layer, Share
 from coremat.methods.views import LayerView, Voters
 
@@ -31,7 +31,7 @@ def core_neurons(counts: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreNeurons(Method):
+class CoreNeurons(LayerShares):
     """alpha: share of a token's positive neurons that it votes for (eq. 2). beta: share of neurons kept (eq. 3).
 
     voters: the tokens that vote: "all" (the paper), "text" or "last" (the last prompt token). neuron_sets: a set for
