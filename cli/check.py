@@ -12,7 +12,7 @@ FORMATS = ("text", "markdown", "github", "junit")
 
 
 def check(
-    record: Annotated[Path, typer.Argument(help="Folder or record.json of an eval or bench.")],
+    record: Annotated[Path, typer.Argument(help="Folder or record.json of an eval, bench or fidelity.")],
     baseline: Annotated[Path, typer.Option(help="The same of an earlier run of the same model.")],
     max_drop: Annotated[float, typer.Option(help="Points that a score may lose.")] = 1.0,
     min_speedup: Annotated[
@@ -37,6 +37,9 @@ def check(
     A bench regressed if its end-to-end speed-up over dense, at the longest
     answer, is below --min-speedup; without that, if it is more than 10 %
     below the baseline's and the ranges of single runs do not overlap.
+
+    A fidelity regressed if its KL rose by more than 10 % of the baseline's,
+    0.001 nats and chance, or its agreement fell as a score does.
     """
     one_of("--format", form, FORMATS)
     from coremat.results.check.compare import compare

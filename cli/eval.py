@@ -115,7 +115,7 @@ def evaluate(
     preprocessing = preprocessing_of(model, system_prompt, square_images, min_pixels, max_pixels, frames)
     log = console.log if is_first() else _nothing
     if num_processes > 1 and not launched():
-        with _stopping(folder, log):
+        with stopping(folder, log):
             _in_processes(num_processes, folder)
         return
     log(f"{model}: {', '.join(specs)} on {', '.join(asked)}, {_how_many(number)}; record in {folder}")
@@ -124,7 +124,7 @@ def evaluate(
         judge.probe()
     loaded = load(model, own_device(device), dtype, preprocessing)
     chosen, skipped = runnable(loaded.model, specs, loaded.prune_layer, image_tokens, seed)
-    with _stopping(folder, log), console.progress(shown=is_first()) as bar:
+    with stopping(folder, log), console.progress(shown=is_first()) as bar:
         record = run_evaluation(
             loaded,
             asked,
@@ -147,7 +147,7 @@ def evaluate(
 
 
 @contextmanager
-def _stopping(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+def stopping(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """A user's stop is no error."""
     try:
         yield

@@ -13,6 +13,7 @@ from coremat.cli.check import check
 from coremat.cli.check_method import check_method
 from coremat.cli.data import data
 from coremat.cli.eval import evaluate
+from coremat.cli.fidelity import fidelity
 from coremat.cli.list import models, tasks
 from coremat.cli.methods import methods
 from coremat.cli.run import run
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("eval")(evaluate)
 app.command("bench")(bench)
+app.command("fidelity")(fidelity)
 app.command("calibrate")(calibrate)
 app.command("check")(check)
 app.command("check-method")(check_method)

@@ -25,6 +25,21 @@ def standard_error(scores: Scores) -> float | None:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def clustered_mean(sums: Scores, sizes: Scores) -> tuple[float, float | None]:
+    """The mean over the members of all clusters, and its standard error over the clusters; None below two clusters.
+
+    sums, sizes: of each cluster the sum of its members' values and their number, above 0. Members of one cluster (the
+    tokens of one answer) are alike, so it is clusters that are drawn: the error of a ratio of means, by linearisation
+    (Cochran, Sampling Techniques, 1977, eq. 2.46). With equal sizes it is `standard_error` of the clusters' means.
+    """
+    total, number = _values(sums), _values(sizes)
+    if not len(number) or len(total) != len(number):
+        raise DataError(f"a mean over clusters needs a sum and a size of each, not {len(total)} and {len(number)}")
+    mean = float(total.sum() / number.sum())
+    error = standard_error(total - mean * number)
+    return mean, None if error is None else error / float(number.mean())
+
+
 def paired_bootstrap(a: Scores, b: Scores, repeats: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """mean(a - b) and its 95 % percentile interval (low, high), in the unit of the scores.
 

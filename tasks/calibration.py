@@ -5,7 +5,6 @@ split of the package that it comes from, any other task a training or validation
 that has none gives its last questions, and the description says so.
 """
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,14 @@ from typing import Any
 
 from PIL import Image
 
-from coremat.errors import DataError, UnsupportedError
+from coremat.errors import UnsupportedError
 from coremat.generate import Conversation
 from coremat.models.load import LoadedModel
-from coremat.preprocessing.images import open_medium
 from coremat.preprocessing.prompt_format import Preprocessing
 from coremat.tasks.catalogue import TaskInfo
+from coremat.tasks.digest import digest
 from coremat.tasks.lmms_eval.load import LoadedTask, load_task
+from coremat.tasks.prompt_file import asked, conversation_of_row, prompt_lines, prompt_row
 
 VALIDATED_BY = {"shapes": "shapes_validation"}
 OTHER_SPLITS = ("train", "val", "dev")  # what the names of splits begin with that are not scored, best first
@@ -39,8 +39,6 @@ class Prompts:
     digest: str = field(default="", init=False)
 
     def __iter__(self) -> Iterator[Conversation]:
-        from coremat.tasks.lmms_eval.model import digest
-
         for conversation in self.made:
             self.digest = digest(self.digest, conversation)
             yield conversation
@@ -54,35 +52,9 @@ def prompts_of_file(path: Path, limit: int, preprocessing: Preprocessing) -> Pro
 
     DataError for a line that is something else, or an image that cannot be read, when its turn comes.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the prompts {str(path)!r} cannot be read: {error}.") from error
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-    made = (_asked(row["question"], _media(path.parent, row, preprocessing)) for row in rows)
+    rows = [prompt_row(path, number, line) for number, line in prompt_lines(path)[:limit]]
+    made = (conversation_of_row(path.parent, row, preprocessing) for row in rows)
     return Prompts(len(rows), [{"prompts": path.name, "count": len(rows)}], made)
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, str]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = None
-    known = isinstance(row, dict) and "question" in row and set(row) <= {"question", "image"}
-    if not known or not all(isinstance(value, str) for value in row.values()):
-        raise DataError(
-            f"line {number} of {str(path)!r} is {line[:80]!r}; accepted: "
-            '{"question": "...", "image": "a path"}, with or without the image.'
-        )
-    return row
-
-
-def _media(folder: Path, row: dict[str, str], preprocessing: Preprocessing) -> list[dict[str, Any]]:
-    return [open_medium(str(folder / row["image"]), preprocessing)] if "image" in row else []
-
-
-def _asked(question: str, media: Sequence[dict[str, Any]]) -> Conversation:
-    return [{"role": "user", "content": [*media, {"type": "text", "text": question}]}]
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -158,7 +130,7 @@ def _easyvqa(limit: int, seed: int) -> Prompts:
     rows = list(easyvqa_rows("train"))
     chosen = [rows[number] for number in drawn(len(rows), limit, seed)]
     made = (
-        _asked(row["question"], [{"type": "image", "image": Image.open(BytesIO(row["image"]["bytes"])).convert("RGB")}])
+        asked(row["question"], [{"type": "image", "image": Image.open(BytesIO(row["image"]["bytes"])).convert("RGB")}])
         for row in chosen
     )
     about = {"task": "easyvqa", "split": "train", "scored_on": False, "count": len(chosen)}

@@ -30,7 +30,14 @@ LEVELS = [
     {"coremat.models"},
     {"coremat.cost"},
     {"coremat.runtime"},
-    {"coremat.decoding", "coremat.generate", "coremat.hardware", "coremat.offload", "coremat.overlay"},
+    {
+        "coremat.decoding",
+        "coremat.fidelity",
+        "coremat.generate",
+        "coremat.hardware",
+        "coremat.offload",
+        "coremat.overlay",
+    },
     {"coremat.bench"},
     {"coremat.tasks"},
     {"coremat.testing"},  # for checks: nothing that runs imports it, but the command that runs checks

@@ -20,7 +20,7 @@ def open_medium(path: str, preprocessing: Preprocessing) -> dict[str, Any]:
         raise DataError(f"there is no file {path!r}.") from error
     except UnidentifiedImageError:
         return {"type": "video", "video": _clip(path, preprocessing)}
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path!r} is an image that cannot be read: {error}.") from error
 
 

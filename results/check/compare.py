@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coremat.errors import RecordError
+from coremat.results.check.fidelity import FidelityRun, compare_fidelity
 from coremat.results.check.rows import Compared, Comparison, Limits
 from coremat.results.check.scores import Run, compare_scores
 from coremat.results.check.speed import compare_benches, floor_of_scores
-from coremat.results.record.bench import BenchRecord, read_any
-from coremat.results.record.eval import Record, record_path
+from coremat.results.record.bench import BenchRecord
+from coremat.results.record.eval import Record, read_document, record_path
+from coremat.results.record.fidelity import FidelityRecord
 from coremat.results.record.methods import methods_of, settings_of
 
 # What may differ in a config without making a score or a speed-up another thing, or is looked at row by row.
@@ -29,14 +31,18 @@ FREE: Mapping[str, frozenset[str]] = {
         )
     ),
     BenchRecord.kind: frozenset((*EVERYWHERE, "batch_sizes", "repeats", "limits", "bandwidth", "rate")),
+    FidelityRecord.kind: frozenset((*EVERYWHERE, "asked", "sources", "weights", "coremat", "schema", "prompt_tokens")),
 }
 
+KINDS: Mapping[str, type[Record] | type[BenchRecord] | type[FidelityRecord]] = {
+    one.kind: one for one in (Record, BenchRecord, FidelityRecord)
+}
 Where = str | os.PathLike[str]
 
 
 def compare(record: Where, baseline: Where, limits: Limits) -> Comparison:
     """Compare two records, each a folder or its record.json. RecordError if they cannot be compared."""
-    ours, theirs = read_any(record), read_any(baseline)
+    ours, theirs = map(_read, (record, baseline))
     if (ours.kind, ours.model) != (theirs.kind, theirs.model):
         raise RecordError(
             f"{record} is of kind {ours.kind!r} and model {ours.model}, and the baseline {baseline} of kind "
@@ -48,14 +54,28 @@ def compare(record: Where, baseline: Where, limits: Limits) -> Comparison:
         rows += () if limits.min_speedup is None else floor_of_scores(ours, limits.min_speedup)
     if isinstance(ours, BenchRecord) and isinstance(theirs, BenchRecord):
         rows = compare_benches(ours, theirs, limits.min_speedup)
+    if isinstance(ours, FidelityRecord) and isinstance(theirs, FidelityRecord):
+        rows = compare_fidelity(_fidelity(ours, record, limits), _fidelity(theirs, baseline, limits), limits)
     comparison = Comparison(ours.model, rows, limits, _notes(ours.kind, ours.config, theirs.config))
     if not comparison.judged:
         raise RecordError(f"the baseline {baseline} has no row that {record} could be compared with")
     return comparison
 
 
+def _read(where: Where) -> Record | BenchRecord | FidelityRecord:
+    path = record_path(where)
+    document = read_document(path, *KINDS)
+    return KINDS[document["kind"]].parse(path, document)
+
+
 def _run(record: Record, where: Where) -> Run:
     return Run(record, record_path(where).parent)
+
+
+def _fidelity(record: FidelityRecord, where: Where, limits: Limits) -> FidelityRun:
+    if limits.min_speedup is not None:
+        raise RecordError(f"{where} is of kind {record.kind!r}, which has no times, and --min-speedup needs them")
+    return FidelityRun(record, record_path(where).parent)
 
 
 def _notes(kind: str, config: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,12 @@ from coremat.results.check.rows import (
     DROP_ALONE,
     FALL_ALONE,
     FLOOR,
+    KL_ALONE,
+    KL_PAIRED,
+    KL_TWO_ERRORS,
+    LEAST_RISE,
     MOST_FALL,
+    MOST_RISE,
     NEW,
     PAIRED,
     PRESENCE,
@@ -24,6 +29,9 @@ from coremat.results.check.rows import (
 )
 from coremat.results.tables.eval import PROJECTED_NOTE, Column, Table, fixed, mark, to_markdown
 
+ROSE = (
+    f"a regression if it rose (a drop below 0) by more than {MOST_RISE:.0%} of the baseline's and {LEAST_RISE:g} nats"
+)
 RULES: Mapping[str, str] = {
     PAIRED: "a regression if it fell by more than {max_drop:g} points and the 95 % interval of the drop, question by "
     "question (in brackets), is above zero.",
@@ -36,6 +44,9 @@ RULES: Mapping[str, str] = {
     "run, in brackets) lies below the baseline's.",
     FALL_ALONE: f"a regression if it fell by more than {MOST_FALL:.0%}; there are no single runs.",
     FLOOR: "a regression if it is below {min_speedup:g}, dense of the same record being 1.",
+    KL_PAIRED: f"{ROSE}, and the 95 % interval of the drop, question by question (in brackets), is below zero.",
+    KL_TWO_ERRORS: f"{ROSE}, and by more than 1.96 standard errors of a difference of independent runs.",
+    KL_ALONE: f"{ROSE}; a standard error is not known.",
     PRESENCE: "on one side only: a regression if that is the baseline's.",
 }
 HEADINGS = ("method", "on", "measure", "now", "baseline", "drop", "judged by", "verdict")

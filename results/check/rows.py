@@ -10,8 +10,13 @@ OK, REGRESSED, NEW = "ok", "regressed", "new"  # verdicts
 PRESENCE = "presence"
 PAIRED, SAME_QUESTIONS, TWO_ERRORS, DROP_ALONE = "paired", "same questions", "two errors", "drop alone"
 SPREAD, FALL_ALONE, FLOOR = "spread", "fall alone", "floor"
+KL_PAIRED, KL_TWO_ERRORS, KL_ALONE = "kl, paired", "kl, two errors", "kl alone"
 
 MOST_FALL = 0.1  # of a speed-up: two runs of one machine differ by less
+MOST_RISE, LEAST_RISE = (
+    0.1,
+    1e-3,
+)  # of a KL, as a share of it; nats per token that rounding on another machine may bring
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Compared:
     """One row: the `measure` of `method` in the record (now) and in the baseline; `where`: the task, or what was run.
 
     drop: baseline - now; interval: of the drop, at 95 %. why: what regressed, to be read after the row's name; "" if
-    nothing did. own_scale: a score as lmms-eval gave it, whose largest value is not known.
+    nothing did. own_scale: a score as lmms-eval gave it, whose largest value is not known. in_nats: a KL, which is
+    better when lower, so that a loss is a drop below 0.
     """
 
     method: str
@@ -59,11 +65,12 @@ class Compared:
     interval: tuple[float, float] | None = None
     why: str = ""
     own_scale: bool = False
+    in_nats: bool = False
 
     @property
     def decimals(self) -> int:
-        """Of its numbers, as they are shown: those on lmms-eval's own scale may end at 1."""
-        return 4 if self.own_scale else 2
+        """Of its numbers, as they are shown: those on lmms-eval's own scale may end at 1, and a KL is small."""
+        return 4 if self.own_scale or self.in_nats else 2
 
     @property
     def verdict(self) -> str:

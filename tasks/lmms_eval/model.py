@@ -7,7 +7,6 @@ keeps the order and lets exceptions through, `generation_settings` never touches
 keeps the model, and `repr` names all that the answers depend on, for lmms-eval's response cache.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from PIL import Image, ImageFile
 from coremat import __version__
 from coremat.checks import whole_number
 from coremat.errors import DataError, UnknownNameError, UnsupportedError, first_sentence
-from coremat.generate import Answer, Answerer, answering
+from coremat.generate import Answer, Answerer, Conversation, answering
 from coremat.memory import is_out_of_memory
 from coremat.methods import registry
 from coremat.methods.base import Method
@@ -33,6 +32,7 @@ from coremat.methods.joined import Joined
 from coremat.methods.options import kinds_of, parse_option
 from coremat.models.load import LoadedModel, load
 from coremat.preprocessing.prompt_format import Preprocessing
+from coremat.tasks.digest import digest, sample_seed
 
 DEFAULT_NEW_TOKENS = 128  # where a task says nothing
 # What reading a broken image or video raises: Pillow's own, and what escapes from its decoders.
@@ -201,13 +201,9 @@ class CoreMatchingLmms(lmms):
         return Question(key, task, doc_id, text, conversation, generation, broken)
 
     def _conversation(self, doc_to_messages: Any, docs: Any, doc_id: int) -> tuple[list[dict[str, Any]], str | None]:
-        """What is shown and said, or nothing and the reason. Images are decoded here, and frames of videos read."""
+        """What is shown and said, or nothing and the reason."""
         try:
-            with whole_images():
-                with _unreadable(*NOT_DECODED):
-                    doc = docs[doc_id]
-                with _unreadable(SystemExit):  # is how some tasks say that a video is missing
-                    return as_conversation(doc_to_messages(doc), self.loaded.preprocessing), None
+            return read_conversation(doc_to_messages, docs, doc_id, self.loaded.preprocessing), None
         except DataError as error:
             return [], str(error)
 
@@ -216,6 +212,16 @@ class CoreMatchingLmms(lmms):
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise UnsupportedError("this task talks in several rounds, and coremat answers in one")
+
+
+def read_conversation(doc_to_messages: Any, docs: Any, doc_id: int, preprocessing: Preprocessing) -> Conversation:
+    """What a document shows and says: images are decoded here, and frames of videos read. DataError for those that
+    cannot be."""
+    with whole_images():
+        with _unreadable(*NOT_DECODED):
+            doc = docs[doc_id]
+        with _unreadable(SystemExit):  # is how some tasks say that a video is missing
+            return as_conversation(doc_to_messages(doc), preprocessing)
 
 
 def as_conversation(messages: Sequence[Mapping[str, Any]], preprocessing: Preprocessing) -> list[dict[str, Any]]:
@@ -313,20 +319,3 @@ def generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     stops = chosen.pop("until", [])
     chosen["until"] = [stops] if isinstance(stops, str) else list(stops)
     return {"max_new_tokens": DEFAULT_NEW_TOKENS, **chosen, "do_sample": sampled}
-
-
-def sample_seed(seed: int, task: str, doc_id: int) -> int:
-    """What a sample draws with: its own, whatever batch it comes in and whatever was answered before."""
-    return int(digest(seed, task, doc_id)[:15], 16)
-
-
-def digest(*parts: Any) -> str:
-    """A hash of plain values, images and clips, the same on every machine."""
-    text = json.dumps(parts, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Image.Image):
-        return [value.mode, *value.size, hashlib.sha256(value.tobytes()).hexdigest()]
-    return repr(value)  # a clip's names its content

@@ -11,18 +11,10 @@ from coremat.names import DENSE
 from coremat.results.record.eval import Row
 from coremat.results.statistics import standard_error
 from coremat.tasks.catalogue import PERCENT, SCALES, TaskInfo
+from coremat.tasks.run.costs import COSTS
 from coremat.tasks.run.hard import hard_questions, hard_score, values
 from coremat.tasks.run.lines import Line
 
-MEANS = (
-    "image_tokens",
-    "image_tokens_kept",
-    "neurons",
-    "neurons_kept",
-    "ffn_read_mib",
-    "prefill_tflops",
-    "kv_cache_mib",
-)
 MEDIANS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 
 
@@ -133,7 +125,7 @@ def _row(metric: Metric, lines: list[Line], dense: list[Line], hard: Mapping[str
         samples=len(chosen),
         agreement_with_dense=_agreement(chosen, dense),
         **hard,
-        **{name: _reduced(fmean, chosen, name) for name in MEANS},
+        **{name: _reduced(fmean, chosen, name) for name in COSTS},
         **{name: _reduced(median, chosen, name) for name in MEDIANS},
     )
 

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from coremat.generate import Answer
 from coremat.tasks.lmms_eval.load import LoadedTask
+from coremat.tasks.run.costs import costs
 from coremat.tasks.run.journal import Journal
 from coremat.tasks.run.lines import Line
 
 if TYPE_CHECKING:  # it takes lmms-eval along
     from coremat.tasks.lmms_eval.model import Question
-
-MIB = 1 << 20
 
 
 class TaskStore:
@@ -74,19 +73,12 @@ def _value(metric: str, value: Any) -> float | None:
 
 
 def _measured(answer: Answer) -> Line:
-    """What an answer took: times in ms, memory in MiB, neurons as the mean of the layers."""
+    """What an answer took: its costs, and times in ms."""
     stats, decode = answer.stats, answer.decode_seconds_per_token
     return {
-        "prompt_tokens": stats.prompt_tokens,
         "new_tokens": answer.new_tokens,
-        "image_tokens": stats.image_tokens,
-        "image_tokens_kept": stats.image_tokens_kept,
         "kept": list(stats.kept),
-        "neurons": stats.neurons,
-        "neurons_kept": sum(stats.neurons_kept) / len(stats.neurons_kept),
-        "ffn_read_mib": stats.ffn_bytes_per_token / MIB,
-        "prefill_tflops": stats.prefill_flops / 1e12,
-        "kv_cache_mib": stats.kv_bytes / MIB,
+        **costs(stats),
         "first_token_ms": answer.first_token_seconds * 1000,
         "decode_ms_per_token": None if decode is None else decode * 1000,
         "selection_ms": stats.selection_seconds * 1000,

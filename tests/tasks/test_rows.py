@@ -8,11 +8,12 @@ import pytest
 
 from coremat.results.statistics import standard_error
 from coremat.tasks.catalogue import PERCENT, POINTS, Score, TaskInfo
-from coremat.tasks.run.rows import MEANS, MEDIANS, Metric, find_metrics, make_rows, means_of_tasks, own_scales
+from coremat.tasks.run.costs import COSTS
+from coremat.tasks.run.rows import MEDIANS, Metric, find_metrics, make_rows, means_of_tasks, own_scales
 
 
 def make_line(method: str, doc: int, answer: str, scores: dict[str, float], **values: Any) -> dict[str, Any]:
-    figures = dict.fromkeys((*MEANS, *MEDIANS), 1.0) | values
+    figures = dict.fromkeys((*COSTS, *MEDIANS), 1.0) | values
     return {"method": method, "task": "t", "doc_id": doc, "answer": answer, "scores": scores, **figures}
 
 
