@@ -1,8 +1,9 @@
-"""Calibrations for the runs under `results/reference`: made once in the working folder, on the bundled model's
-validation scenes, as `coremat calibrate METHOD --tasks shapes` makes them."""
+"""Calibrations for the runs under `results/reference`: made once in the working folder, as `coremat calibrate` makes
+them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,23 +13,45 @@ from coremat.generate import prepare
 from coremat.methods.base import Method
 from coremat.methods.calibrated import Calibrated
 from coremat.methods.registry import parse
+from coremat.models.known import BUNDLED
 from coremat.models.load import LoadedModel
 from coremat.runtime.calibration import calibrate
-from coremat.tasks.calibration import Prompts, prompts_of_tasks
+from coremat.tasks.calibration import Prompts, prompts_of_file, prompts_of_tasks
 from coremat.tasks.catalogue import resolve_tasks
 from coremat.tasks.lmms_eval.quiet import lmms_eval_quiet
 
-TASK, PROMPTS, BATCH_SIZE = "shapes", 256, 8
+BATCH_SIZE = 8
 
 
-def with_calibration(spec: str, loaded: LoadedModel, folder: Path) -> Method:
+@dataclass(frozen=True)
+class Data:
+    """What a model answers to be calibrated: the validation scenes of a task, or the prompts of a file."""
+
+    task: str = "shapes"
+    file: Path | None = None
+    prompts: int = 256
+
+    @property
+    def arguments(self) -> str:
+        return f"--tasks {self.task}" if self.file is None else f"--prompts {self.file.name}"
+
+    def read(self, loaded: LoadedModel) -> Prompts:
+        if self.file is not None:
+            return prompts_of_file(self.file, self.prompts, loaded.preprocessing)
+        return prompts_of_tasks(resolve_tasks((self.task,)), loaded, self.prompts, 0, None)
+
+
+SHAPES = Data()
+
+
+def with_calibration(spec: str, loaded: LoadedModel, folder: Path, data: Data = SHAPES) -> Method:
     """The method as typed, with a calibration of its own where it needs one."""
     method = parse(spec, prune_layer=loaded.prune_layer)
     if not isinstance(method, Calibrated):
         return method
     file = folder / file_name(spec)
     if not file.exists():
-        _calibrate(method, spec, loaded, file)
+        _calibrate(method, spec, loaded, file, data)
     return replace(method, calibration=str(file))
 
 
@@ -36,11 +59,12 @@ def file_name(spec: str) -> str:
     return f"{spec.replace(':', '-').replace('=', '-')}.safetensors"
 
 
-def calibrate_command(spec: str) -> str | None:
+def calibrate_command(spec: str, model: str = BUNDLED, data: Data = SHAPES) -> str | None:
     """What makes the calibration of a method as typed; None for one that needs none."""
     if not isinstance(parse(spec), Calibrated):
         return None
-    return f"coremat calibrate {spec} --tasks {TASK} --limit {PROMPTS} --output {file_name(spec)}"
+    of = "" if model == BUNDLED else f" --model {model}"
+    return f"coremat calibrate {spec}{of} {data.arguments} --limit {data.prompts} --output {file_name(spec)}"
 
 
 def with_file(spec: str) -> str:
@@ -48,13 +72,13 @@ def with_file(spec: str) -> str:
     return f"{spec}:calibration={file_name(spec)}" if calibrate_command(spec) else spec
 
 
-def _calibrate(method: Calibrated, spec: str, loaded: LoadedModel, file: Path) -> None:
-    with TemporaryDirectory() as noise, lmms_eval_quiet(Path(noise)):
-        prompts = prompts_of_tasks(resolve_tasks((TASK,)), loaded, PROMPTS, 0, None)
+def _calibrate(method: Calibrated, spec: str, loaded: LoadedModel, file: Path, data: Data) -> None:
+    with TemporaryDirectory() as noise, nullcontext() if data.file else lmms_eval_quiet(Path(noise)):
+        prompts = data.read(loaded)
         found = calibrate(loaded.model, method, _batches(loaded, prompts))
-    told = {"model": loaded.name, "command": calibrate_command(spec)}
-    data = {"data": prompts.about, "data_sha256": prompts.digest}
-    replace(found, about={**found.about, **told, **data}).write(file)
+    told = {"model": loaded.name, "command": calibrate_command(spec, loaded.name, data)}
+    made_of = {"data": prompts.about, "data_sha256": prompts.digest}
+    replace(found, about={**found.about, **told, **made_of}).write(file)
 
 
 def _batches(loaded: LoadedModel, prompts: Prompts) -> Iterator[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import pandas
 import typer
@@ -31,6 +31,13 @@ from coremat.runtime.support import given_and_skipped
 from coremat.tasks.reproduce.calibrations import calibrate_command, with_calibration, with_file
 from coremat.tasks.run.runner import evaluate
 
+
+class HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=HasName)
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 BATCH_SIZE = 64
 SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
@@ -51,6 +58,7 @@ NEURON_KINDS = (
     "oracle-neurons:beta={}",
 )
 TWO_LEVELS = ((0.2, 0.05), (0.4, 0.1), (0.6, 0.2), (0.8, 0.4))
+ONE_SET = ("compensated-neurons",)  # have an FFN of their own, and yet one set of neurons for the answer
 READ_ANCHORS = ("random-neurons", "oracle-neurons")
 ANCHORS = ("random-tokens", "downsample")  # drawn in every panel of the plot of token methods
 ORIGINAL = ":positions=original"
@@ -244,15 +252,20 @@ def report_read(record: Record, folder: Path) -> None:
             "score": row.score,
             "error": row.stderr,
             "method": kind_of(row.method),
-            "chosen": "token by token"
-            if parse(row.method).takes("decode_ffn") or parse(row.method).takes("linear")
-            else "once, for the answer",
+            "chosen": when_chosen(row.method),
         }
         for row in rows
         if row.method != DENSE and row.ffn_read_mib is not None and dense
     ]
     title = "Accuracy by what a token reads of the FFNs (shapes)"
     draw_panels(record, points, folder / "ffn_read.png", title, "FFN bytes read per token (% of dense)", READ_ANCHORS)
+
+
+def when_chosen(spec: str) -> str:
+    """Of a method as typed that prunes neurons or inputs: whether each token has its own."""
+    method = parse(spec)
+    per_token = method.takes("linear") or (method.takes("decode_ffn") and method.name not in ONE_SET)
+    return "token by token" if per_token else "once, for the answer"
 
 
 def kind_of(spec: str) -> str:
@@ -298,7 +311,7 @@ def main(
         report(run, record, samples, output / run.name, sorted({2, loaded.prune_layer}))
 
 
-def chosen(there: Sequence[Run], only: str | None) -> list[Run]:
+def chosen(there: Sequence[Named], only: str | None) -> list[Named]:
     """The run of this name, or all of them."""
     found = [run for run in there if only in (None, run.name)]
     if not found:

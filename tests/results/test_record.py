@@ -90,7 +90,7 @@ def test_committed_records_say_what_each_method_shortens(name):
     for typed in {row.method for row in record.rows} if isinstance(record, Record) else ():
         first = typed.partition(":")[0]
         neurons_alone = {"core-neurons", "random-neurons", "griffin", "energy-neurons"}
-        neurons_alone |= {"cats", "predictor", "teal", "two-level", "wina"}
+        neurons_alone |= {"cats", "compensated-neurons", "predictor", "teal", "two-level", "wina"}
         whole = neurons_alone | {"dense", "corematching-released", "oracle-neurons"}
         assert shortens(record.config, typed, "tokens") == (first not in whole)
         assert shortens(record.config, typed, "neurons") == (first in neurons_alone | {"corematching"})

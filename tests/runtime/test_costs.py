@@ -124,13 +124,14 @@ HOOKS = {
 
 @pytest.mark.parametrize("method", HOOKS)
 def test_nothing_is_hooked_that_no_slot_needs(model, method):
-    """Beside `generate` and `forward`, and the end of the decoder, where the cache is looked at."""
+    """Beside `generate` and `forward`, and the decoder: its end, where the cache is looked at, and its beginning, where
+    a forward that did not come through them is refused."""
     answer(model, batch("one"), new=1)  # transformers adds some of its own at the first call
     before = hooks_of(model)
     with coremat.apply(model, method):
         found = hooks_of(model)
     found.subtract(before)
-    assert {kind: count for kind, count in found.items() if count} == Counter(HOOKS[method]) + Counter(decoder=1)
+    assert {kind: count for kind, count in found.items() if count} == Counter(HOOKS[method]) + Counter(decoder=2)
 
 
 @pytest.mark.parametrize("method", ["dense", "fastv", "corematching:positions=restart", "visionzip:tokens=4"])
