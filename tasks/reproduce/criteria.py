@@ -29,7 +29,7 @@ from coremat.results.statistics import clustered_mean
 from coremat.runtime.support import given_and_skipped
 from coremat.tasks.fidelity.questions import questions_of_file
 from coremat.tasks.fidelity.run import measure_fidelity
-from coremat.tasks.reproduce.calibrations import Data, calibrate_command, with_calibration, with_file
+from coremat.tasks.reproduce.calibrations import Data, calibrate_commands, with_calibration, with_file
 from coremat.tasks.reproduce.reference import READ_ANCHORS, chosen, kind_of, report_kept, report_read, save, when_chosen
 from coremat.tasks.run.runner import evaluate
 
@@ -77,7 +77,7 @@ class Run:
     @property
     def command(self) -> str:
         """With those before it that make calibrations."""
-        made = filter(None, (calibrate_command(spec, self.model, self.data) for spec in self.methods))
+        made = calibrate_commands(self.methods, self.model, self.data)
         asked = f"--model {self.model} --methods {','.join(map(with_file, self.methods))}"
         if self.name == TEXT:
             last = f"coremat fidelity {asked} --prompts {TEST.name} --limit {TEXT_LIMIT} --new-tokens {NEW_TOKENS}"
@@ -165,19 +165,25 @@ def report_text(folder: Path, kept: Path) -> None:
 def agreement_by_length(samples: pandas.DataFrame) -> pandas.DataFrame:
     """Of the tokens after the first, which the dense prefill gives: how many are as dense has them, in per cent, and
     their KL, with standard errors over questions."""
-    rows = []
-    bins = pandas.cut(samples["prompt_tokens"], LENGTHS, labels=[f"up to {most}" for most in LENGTHS[1:]])
-    everywhere = samples.assign(prompt="all")
-    for (method, prompt), part in pandas.concat([samples.assign(prompt=bins.astype(str)), everywhere]).groupby(
-        ["method", "prompt"], sort=False
-    ):
-        decoded = part[part["kl"].map(len) > 1]
-        sizes = [len(values) - 1 for values in decoded["kl"]]
-        agreement, agreement_se = clustered_mean([100 * sum(values[1:]) for values in decoded["agreement"]], sizes)
-        kl, kl_se = clustered_mean([sum(values[1:]) for values in decoded["kl"]], sizes)
-        figures = {"agreement": agreement, "agreement_se": agreement_se, "kl": kl, "kl_se": kl_se}
-        rows.append({"method": method, "prompt": prompt, "questions": len(decoded), **figures})
-    return pandas.DataFrame(rows)
+    decoded = samples[samples["kl"].map(len) > 1]
+    bins = pandas.cut(decoded["prompt_tokens"], LENGTHS, labels=[f"up to {most}" for most in LENGTHS[1:]])
+    parts = pandas.concat([decoded.assign(prompt=bins.astype(str)), decoded.assign(prompt="all")])
+    return pandas.DataFrame(
+        {
+            "method": method,
+            "prompt": prompt,
+            "questions": len(part),
+            **_mean(part, "agreement", 100),
+            **_mean(part, "kl"),
+        }
+        for (method, prompt), part in parts.groupby(["method", "prompt"], sort=False)
+    )
+
+
+def _mean(answers: pandas.DataFrame, name: str, scale: float = 1) -> dict[str, float | None]:
+    sums = [scale * sum(values[1:]) for values in answers[name]]
+    mean, error = clustered_mean(sums, [len(values) - 1 for values in answers[name]])
+    return {name: mean, f"{name}_se": error}
 
 
 def report_neurons(folder: Path, kept: Path) -> None:

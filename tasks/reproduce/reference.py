@@ -28,7 +28,7 @@ from coremat.results.analysis import accuracy_by, compare, with_answer_length
 from coremat.results.plots.eval import plot_panels, plot_sweep
 from coremat.results.record.eval import Record, Row, read_samples, write_text_atomic
 from coremat.runtime.support import given_and_skipped
-from coremat.tasks.reproduce.calibrations import calibrate_command, with_calibration, with_file
+from coremat.tasks.reproduce.calibrations import calibrate_commands, with_calibration, with_file
 from coremat.tasks.run.runner import evaluate
 
 
@@ -87,7 +87,7 @@ class Run:
             f"coremat eval --tasks {','.join(self.tasks)} --methods {','.join(map(with_file, self.methods))} "
             f"--limit {self.limit or 'all'} --batch-size {BATCH_SIZE}"
         )
-        return "\n".join([*filter(None, map(calibrate_command, self.methods)), evaluation])
+        return "\n".join([*calibrate_commands(self.methods), evaluation])
 
 
 BUDGET_NAMES = (
