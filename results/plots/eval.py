@@ -134,33 +134,41 @@ def plot_training_curve(
     title: str,
     losses: Mapping[str, str],
     shares: Mapping[str, str],
+    validated: Mapping[str, str] | None = None,
     smooth: int = 9,
 ) -> Path:
     """Draw the log of a training: losses above, shares of right answers below; return the path of the PNG.
 
     rows: mappings with "step", and "stage" where steps begin anew with each stage; a step that a resumed
     run did again counts once, as done last. losses, shares: the legend's name of each key to draw; shares
-    are 0 to 1 and shown in per cent. Single steps are faint, under the mean of `smooth` rows.
+    are 0 to 1 and shown in per cent. Single steps are faint, under the mean of `smooth` rows. validated: names of
+    shares that a few rows have; they are in a panel of their own, as they are.
     DataError if nothing can be drawn.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import LogLocator
 
     log = _training_log(rows)
+    validated = {name: label for name, label in (validated or {}).items() if name in log}
     shown = [name for name in (*losses, *shares) if name in log]
     if not shown:
         raise DataError(f"nothing to draw: none of {', '.join((*losses, *shares))} is in the log")
     with rc_context(dict(STYLE)):
-        figure = new_figure(height=5.6)
-        above, below = figure.subplots(2, 1, sharex=True)
+        figure = new_figure(height=8.4 if validated else 5.6)
+        panels = figure.subplots(3 if validated else 2, 1, sharex=True)
+        above, below, *more = panels
         _courses(above, log, losses, smooth, 1)
         _courses(below, log, shares, smooth, 100)
         above.set(title=title, ylabel="loss (log scale)", yscale="log")
         above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         above.yaxis.set_major_formatter("{x:g}")
         above.yaxis.set_minor_formatter("")
-        below.set(xlabel="step", ylabel="right (%)", ylim=(0, 102))
-        _stages((above, below), log)
+        below.set(ylabel="right (%)", ylim=(0, 102))
+        for axes in more:
+            _checks(axes, log, validated)
+            axes.set(ylabel="validation, right (%)", ylim=(0, 102))
+        panels[-1].set(xlabel="step")
+        _stages(panels, log)
         return save_figure(figure, path)
 
 
@@ -246,6 +254,17 @@ def _courses(axes: "Axes", log: pandas.DataFrame, names: Mapping[str, str], smoo
             axes.plot(line["at"], mean, color=color, linewidth=1.8, label=None if nth else label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _checks(axes: "Axes", log: pandas.DataFrame, names: Mapping[str, str]) -> None:
+    """A line with markers for each name, where it was measured."""
+    for number, (name, label) in enumerate(names.items()):
+        points = log.dropna(subset=[name])
+        color, marker = look(number)
+        axes.plot(
+            points["at"], 100 * points[name], color=color, marker=marker, markersize=4, linewidth=1.2, label=label
+        )
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _stages(panels: Iterable["Axes"], log: pandas.DataFrame) -> None:

@@ -50,7 +50,8 @@ def draw_curve(rows: Rows, path: Path) -> None:
         path,
         title="Training of smol-llava",
         losses={"loss": "loss"},
-        shares={**TRAINED_SHARES, **{kind: f"{kind}, validation" for kind in _kinds(rows)}},
+        shares=TRAINED_SHARES,
+        validated={kind: kind for kind in _kinds(rows)},
     )
 
 

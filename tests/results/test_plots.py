@@ -152,6 +152,17 @@ def test_training_is_smoothed(tmp_path, figures):
     assert drawn(figures[0], 0)[plots.COLORS[0]][0][4:] == [2.5, 2.0, 3.0, 2.5]
 
 
+def test_what_few_rows_have_is_in_a_panel_of_its_own_and_not_smoothed(tmp_path, figures):
+    rows = [
+        {"step": step, "right": 0.5, **({"seen": step / 100} if step % 20 == 0 else {})} for step in range(10, 50, 10)
+    ]
+    keys = {"losses": {}, "shares": {"right": "tokens"}, "validated": {"seen": "seen", "never": "never"}}
+    plot_training_curve(rows, tmp_path / "t.png", title="T", smooth=9, **keys)
+    assert len(figures[0].axes) == 3
+    assert drawn(figures[0], 2)[plots.COLORS[0]] == [[20, 40, pytest.approx(20), pytest.approx(40)]]
+    assert [text.get_text() for text in figures[0].axes[2].get_legend().get_texts()] == ["seen"]
+
+
 def test_step_done_again_after_a_resume_counts_once(tmp_path, figures):
     rows = [{"step": step, "loss": loss} for step, loss in ((10, 3.0), (20, 9.0), (20, 2.0), (30, 1.0))]
     plot_training_curve(rows, tmp_path / "t.png", title="T", losses={"loss": "loss"}, shares={}, smooth=1)
