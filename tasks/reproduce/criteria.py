@@ -36,7 +36,7 @@ from coremat.tasks.run.runner import evaluate
 PROMPTS = Path(__file__).parent / "prompts"
 VALIDATION, TEST = PROMPTS / "validation.jsonl", PROMPTS / "test.jsonl"
 NEW_TOKENS, TEXT_LIMIT = 48, 32
-IMAGE_LIMIT, BATCH_SIZE = 200, 16
+IMAGE_LIMIT, BATCH_SIZE = 120, 20
 COUNTS = (16, 36, 72)  # of 144 image tokens: a ninth, a quarter, a half
 SHARES = (0.2, 0.4, 0.6)
 FIRST_DENSE = ":layer_shares=first-dense"
