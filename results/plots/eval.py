@@ -7,6 +7,7 @@ matplotlib is imported inside the functions, and its global state (pyplot) is no
 import io
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7B3294")
+CLOSEST = 0.05  # share of the axis between two ticks
 MARKERS = "osD^vPXh"
 INK, GREY, FAINT = "#333333", "#8A8A8A", "#D9D9D9"
 DASHES = (0, (5, 3))
@@ -224,9 +226,12 @@ def _anchors(axes: "Axes", anchor: float | Mapping[Hashable, float] | None, labe
 
 
 def set_ticks(axes: "Axes", values: pandas.Series) -> None:
-    """A tick at each setting that was run, where they are few enough to read."""
+    """A tick at each setting that was run, where they are few, and far enough apart, to be read."""
+    if not pandas.api.types.is_numeric_dtype(values):
+        return
     settings = sorted(values.unique())
-    if len(settings) <= 12 and pandas.api.types.is_numeric_dtype(values):
+    gaps = [later - before for before, later in pairwise(settings)]
+    if len(settings) <= 12 and all(gap > CLOSEST * (settings[-1] - settings[0]) for gap in gaps):
         axes.set_xticks(settings, [f"{value:g}" for value in settings])
 
 

@@ -41,10 +41,10 @@ class Data:
         return prompts_of_tasks(resolve_tasks((self.task,)), loaded, self.prompts, 0, None)
 
 
-SHAPES = Data()
+SCENES = Data()
 
 
-def with_calibration(spec: str, loaded: LoadedModel, folder: Path, data: Data = SHAPES) -> Method:
+def with_calibration(spec: str, loaded: LoadedModel, folder: Path, data: Data = SCENES) -> Method:
     """The method as typed, with a calibration of its own where it needs one."""
     method = parse(spec, prune_layer=loaded.prune_layer)
     if not _needs_one(method):
@@ -66,7 +66,7 @@ def _needs_one(method: Method) -> TypeGuard[Calibrated]:
     return isinstance(method, Calibrated)
 
 
-def calibrate_commands(specs: Iterable[str], model: str = BUNDLED, data: Data = SHAPES) -> list[str]:
+def calibrate_commands(specs: Iterable[str], model: str = BUNDLED, data: Data = SCENES) -> list[str]:
     """What makes the calibrations of methods as typed, each file once."""
     first = {file_name(spec): spec for spec in reversed([*specs]) if _needs_one(parse(spec))}
     return [_command(spec, model, data) for spec in reversed(first.values())]

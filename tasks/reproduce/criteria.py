@@ -2,14 +2,15 @@
 
     python -m coremat.tasks.reproduce.criteria --output results/reference
 
-Three runs: neurons on SmolLM2-135M, by how near each method stays to the dense model on prompts of its own
-(`coremat fidelity`); neurons and image tokens on smol-llava, by the accuracy of its answers. Whatever is fitted is
+Neurons on SmolLM2-135M, by how near each method stays to the dense model on prompts of its own (`coremat fidelity`);
+neurons and image tokens on smol-llava, by the accuracy of its answers; what tells image tokens apart in one decoder
+layer, on shapes-llava too. Whatever is fitted is
 fitted to the prompts and scenes of validation; the runs are on those of the test. Stopped and started again, it goes
 on. `results/reference/README.md` says what follows from it.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import typer
 
 from coremat.methods.options import kinds_of
 from coremat.methods.registry import modules, parse
-from coremat.models.known import SMOL, SMOL_TEXT
+from coremat.models.known import BUNDLED, SMOL, SMOL_TEXT
 from coremat.models.load import LoadedModel, load
 from coremat.names import DENSE
 from coremat.results.plots.eval import plot_panels
@@ -29,17 +30,28 @@ from coremat.results.statistics import clustered_mean
 from coremat.runtime.support import given_and_skipped
 from coremat.tasks.fidelity.questions import questions_of_file
 from coremat.tasks.fidelity.run import measure_fidelity
-from coremat.tasks.reproduce.calibrations import Data, calibrate_commands, with_calibration, with_file
-from coremat.tasks.reproduce.reference import READ_ANCHORS, chosen, kind_of, report_kept, report_read, save, when_chosen
+from coremat.tasks.reproduce.calibrations import SCENES, Data, calibrate_commands, with_calibration, with_file
+from coremat.tasks.reproduce.reference import (
+    READ_ANCHORS,
+    accuracies,
+    chosen,
+    draw_panels,
+    kind_of,
+    report_read,
+    save,
+    when_chosen,
+    where,
+)
 from coremat.tasks.run.runner import evaluate
 
 PROMPTS = Path(__file__).parent / "prompts"
 VALIDATION, TEST = PROMPTS / "validation.jsonl", PROMPTS / "test.jsonl"
 NEW_TOKENS, TEXT_LIMIT = 48, 32
-IMAGE_LIMIT, BATCH_SIZE = 120, 20
+IMAGE_LIMIT, DENSE_LIMIT, SHAPES_LIMIT, BATCH_SIZE = 120, 600, 400, 20
 COUNTS = (16, 36, 72)  # of 144 image tokens: a ninth, a quarter, a half
 SHARES = (0.2, 0.4, 0.6)
 FIRST_DENSE = ":layer_shares=first-dense"
+CUT = ":earlier_cache=cut"
 PER_ANSWER = (
     "core-neurons:beta={}",
     "core-neurons:beta={}" + FIRST_DENSE,
@@ -61,6 +73,17 @@ CATS = (0.1, 0.4)  # 40 and 60 % of the bytes: the gate is read whole
 KEPT = ("record.json", "table.md", "table.csv", "table.tex")
 LENGTHS = (0, 100, 250, 1000)  # prompt tokens, between which answers are counted together
 TEXT, NEURONS, TOKENS = "criteria-text", "criteria-neurons", "criteria-tokens"
+DENSE_RUN, LAYER = "criteria-dense", "criteria-tokens-shapes"
+IN_A_LAYER = (
+    "random-tokens",
+    "fastv",
+    "projection-tokens",
+    "core-tokens",
+    "core-tokens:voters=text",
+    "core-tokens:voters=last",
+    "fewest-core-tokens",
+    "spread-core-tokens",
+)
 
 Report = Callable[[Path, Path], None]
 
@@ -72,7 +95,9 @@ class Run:
     name: str
     model: str
     methods: tuple[str, ...]
-    data: Data
+    data: Data = SCENES
+    tasks: tuple[str, ...] = ("shapes",)
+    limit: int = IMAGE_LIMIT
 
     @property
     def command(self) -> str:
@@ -82,7 +107,7 @@ class Run:
         if self.name == TEXT:
             last = f"coremat fidelity {asked} --prompts {TEST.name} --limit {TEXT_LIMIT} --new-tokens {NEW_TOKENS}"
         else:
-            last = f"coremat eval {asked} --tasks shapes --limit {IMAGE_LIMIT} --batch-size {BATCH_SIZE}"
+            last = f"coremat eval {asked} --tasks {','.join(self.tasks)} --limit {self.limit} --batch-size {BATCH_SIZE}"
         return "\n".join([*made, last])
 
 
@@ -102,8 +127,8 @@ def token_methods(loaded: LoadedModel) -> tuple[str, ...]:
         for name, method in there.items()
         if method.prunes_tokens and not method.prunes_neurons and "tokens" in kinds_of(method)
     }
-    cut = {name: ":earlier_cache=cut" if "earlier_cache" in kinds_of(method) else "" for name, method in found.items()}
-    more = {"core-tokens:voters=text": ":earlier_cache=cut", "core-tokens:voters=last": ":earlier_cache=cut"}
+    cut = {name: CUT if "earlier_cache" in kinds_of(method) else "" for name, method in found.items()}
+    more = {"core-tokens:voters=text": CUT, "core-tokens:voters=last": CUT}
     return ("dense", *(f"{name}{rest}:tokens={n}" for name, rest in (cut | more).items() for n in COUNTS))
 
 
@@ -114,8 +139,18 @@ def text_run() -> Run:
 def image_runs(loaded: LoadedModel) -> tuple[Run, ...]:
     return (
         Run(NEURONS, SMOL, neuron_methods(), Data(prompts=64)),
-        Run(TOKENS, SMOL, token_methods(loaded), Data()),
+        Run(TOKENS, SMOL, token_methods(loaded)),
+        Run(DENSE_RUN, SMOL, ("dense",), tasks=("easyvqa", "shapes"), limit=DENSE_LIMIT),
     )
+
+
+def shapes_run() -> Run:
+    """What is read off one decoder layer, on the other bundled model, at its own `prune_layer`."""
+    return Run(LAYER, BUNDLED, ("dense", *at_counts(IN_A_LAYER)), limit=SHAPES_LIMIT)
+
+
+def at_counts(names: Sequence[str]) -> Iterator[str]:
+    return (f"{name}{CUT}:tokens={count}" for name in names for count in COUNTS)
 
 
 def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> None:
@@ -127,12 +162,13 @@ def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> None:
         asked = questions_of_file(TEST, TEXT_LIMIT, loaded.preprocessing, takes_images=False)
         measure_fidelity(loaded, asked, methods, NEW_TOKENS, TEXT_LIMIT, output=folder)
     else:
-        evaluate(loaded, ("shapes",), methods, IMAGE_LIMIT, BATCH_SIZE, 0, folder)
+        evaluate(loaded, run.tasks, methods, run.limit, BATCH_SIZE, 0, folder)
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(folder / name, kept / name)
     write_text_atomic(kept / "command.txt", run.command + "\n")
-    REPORTS[run.name](folder, kept)
+    if run.name in REPORTS:
+        REPORTS[run.name](folder, kept)
 
 
 # --- what is read off the runs ----------------------------------------------------------------------------------------
@@ -191,10 +227,29 @@ def report_neurons(folder: Path, kept: Path) -> None:
 
 
 def report_tokens(folder: Path, kept: Path) -> None:
-    report_kept(Record.read(folder), kept)
+    """As `report_kept` has it; that caches are cut stands above the panel."""
+    record = Record.read(folder)
+    points: list[dict[str, Any]] = [
+        {
+            "kept": row.image_tokens_kept,
+            "score": row.score,
+            "error": row.stderr,
+            "method": name.replace(CUT, ""),
+            "where": where(parse(row.method)),
+        }
+        for row in accuracies(record)
+        if (name := row.method.rpartition(":tokens=")[0])
+    ]
+    title = f"Accuracy by image tokens kept (shapes, {record.model})"
+    draw_panels(record, points, kept / "tokens_kept.png", title, "image tokens kept of 144", ("random-tokens",))
 
 
-REPORTS: Mapping[str, Report] = {TEXT: report_text, NEURONS: report_neurons, TOKENS: report_tokens}
+REPORTS: Mapping[str, Report] = {
+    TEXT: report_text,
+    NEURONS: report_neurons,
+    TOKENS: report_tokens,
+    LAYER: report_tokens,
+}
 
 
 def main(
@@ -205,7 +260,9 @@ def main(
     """Make the runs on criteria under `results/reference/`."""
     if only in (None, TEXT):
         _make(load(SMOL_TEXT), (text_run(),), work, output)
-    if only != TEXT:
+    if only in (None, LAYER):
+        _make(load(BUNDLED), (shapes_run(),), work, output)
+    if only not in (TEXT, LAYER):
         loaded = load(SMOL)
         _make(loaded, chosen(image_runs(loaded), only), work, output)
 
