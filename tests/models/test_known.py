@@ -27,7 +27,7 @@ PUBLISHED = {  # parameters of the checkpoints, from public records of them
     "mistral-7b": 7_248_023_552,
     "gemma-3-1b": 999_885_952,
 }
-WITHOUT_IMAGES = {name for name, known in KNOWN_MODELS.items() if known.image_tokens == "none"}
+WITHOUT_IMAGES = [name for name, known in KNOWN_MODELS.items() if known.image_tokens == "none"]
 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
