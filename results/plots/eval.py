@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7B3294")
+LONG = 26  # letters of a label, of which two do not go side by side
 CLOSEST = 0.05  # share of the axis between two ticks
 MARKERS = "osD^vPXh"
 INK, GREY, FAINT = "#333333", "#8A8A8A", "#D9D9D9"
@@ -123,7 +124,10 @@ def plot_panels(
             axes.set_title(name, fontsize=10)
             axes.set_xlabel(x_label)
             set_ticks(axes, points[x])
-            axes.legend(*_lines_first(axes), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+            handles, labels = _lines_first(axes)
+            columns = 1 if max(map(len, labels)) > LONG else 2
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "fontsize": 8}
+            axes.legend(handles, labels, ncols=columns, **below)
         figure.axes[0].set_ylabel(y_label)
         figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
         return save_figure(figure, path)
