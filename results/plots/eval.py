@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,8 +235,9 @@ def set_ticks(axes: "Axes", values: pandas.Series) -> None:
     if not pandas.api.types.is_numeric_dtype(values):
         return
     settings = sorted(values.unique())
-    gaps = [later - before for before, later in pairwise(settings)]
-    if len(settings) <= 12 and all(gap > CLOSEST * (settings[-1] - settings[0]) for gap in gaps):
+    places = [log2(value) for value in settings] if axes.get_xscale() == "log" else settings
+    gaps = [later - before for before, later in pairwise(places)]
+    if len(settings) <= 12 and all(gap > CLOSEST * (places[-1] - places[0]) for gap in gaps):
         axes.set_xticks(settings, [f"{value:g}" for value in settings])
 
 

@@ -135,6 +135,16 @@ def drawn(figure: Figure, panel: int) -> dict[str, list[list[float]]]:
     }
 
 
+@pytest.mark.parametrize(
+    ("settings", "ticks"), [([9, 36, 144], ["9", "36", "144"]), ([9, 10, 36, 144], None), (list(range(13)), None)]
+)
+def test_settings_have_ticks_where_these_can_be_read(tmp_path, figures, settings, ticks):
+    frame = pandas.DataFrame({"method": "a", "kept": settings, "score": 1.0})
+    plot_sweep(frame, tmp_path / "t.png", x="kept", y="score", by="method", **LABELS)
+    found = [text.get_text() for text in figures[0].axes[0].get_xticklabels()]
+    assert (found == ticks) == (ticks is not None)
+
+
 def test_training_counts_steps_through_the_stages(tmp_path, figures):
     assert is_png(plot_training_curve(LOG, tmp_path / "t.png", smooth=1, **KEYS))
     above, below = drawn(figures[0], 0), drawn(figures[0], 1)
