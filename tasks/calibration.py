@@ -18,6 +18,7 @@ from PIL import Image
 from coremat.errors import UnsupportedError
 from coremat.generate import Conversation
 from coremat.models.load import LoadedModel
+from coremat.preprocessing.images import whole_images
 from coremat.preprocessing.prompt_format import Preprocessing
 from coremat.tasks.catalogue import TaskInfo
 from coremat.tasks.digest import digest
@@ -100,7 +101,7 @@ def _of_loaded(
 def _conversations(
     task: LoadedTask, docs: Any, chosen: Sequence[int], preprocessing: Preprocessing
 ) -> Iterator[Conversation]:
-    from coremat.tasks.lmms_eval.model import as_conversation, whole_images
+    from coremat.tasks.lmms_eval.model import as_conversation
 
     with whole_images():
         for number in chosen:

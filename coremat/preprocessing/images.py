@@ -1,12 +1,24 @@
 """Pictures of users: what is in a file, and in which form a model gets it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from coremat.errors import DataError
 from coremat.preprocessing.prompt_format import Preprocessing
 from coremat.preprocessing.video import Clip
+
+
+@contextmanager
+def whole_images() -> Iterator[None]:
+    """A cut image is an error: lmms-eval, where it was imported, has Pillow fill the rest with grey."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def open_medium(path: str, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -15,7 +27,8 @@ def open_medium(path: str, preprocessing: Preprocessing) -> dict[str, Any]:
     What Pillow knows by its first bytes is an image, whatever its name; of one that moves, it shows the first picture.
     """
     try:
-        return {"type": "image", "image": Image.open(path).convert("RGB")}
+        with whole_images():
+            return {"type": "image", "image": Image.open(path).convert("RGB")}
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path!r}.") from error
     except UnidentifiedImageError:

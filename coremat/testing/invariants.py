@@ -105,6 +105,8 @@ def _findings(method: Method, family: Family, file: Path) -> Iterator[Finding]:
         yield Finding(family.name, "all", False, str(error))
         return
     for invariant, ask in INVARIANTS.items():
+        if ask is layers_differ and not _has_layer_shares(method):
+            continue
         finding = _asked(method, family, invariant, ask)
         if finding.ok is False:  # who knows what was left on the models
             _models().clear()
@@ -200,9 +202,16 @@ def layers_differ(method: Method, family: Family) -> float:
     return _compared(unequal, tiny(family, torch.float64), family.batch("one", torch.float64))
 
 
-def _first_dense(method: Method, layers: int) -> Method:
+def _has_layer_shares(method: Method) -> bool:
     try:
         divided_part(method)
+    except ConfigError:
+        return False
+    return True
+
+
+def _first_dense(method: Method, layers: int) -> Method:
+    try:
         unequal = registry.with_options(method, layer_shares=FIRST_DENSE)
         unequal.by_layer(layers)
     except ConfigError as error:

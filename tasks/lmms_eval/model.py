@@ -19,7 +19,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
-from PIL import Image, ImageFile
+from PIL import Image
 
 from coremat import __version__
 from coremat.checks import whole_number
@@ -31,6 +31,7 @@ from coremat.methods.base import Method
 from coremat.methods.joined import Joined
 from coremat.methods.options import kinds_of, parse_option
 from coremat.models.load import LoadedModel, load
+from coremat.preprocessing.images import whole_images
 from coremat.preprocessing.prompt_format import Preprocessing
 from coremat.tasks.digest import digest, sample_seed
 
@@ -239,16 +240,6 @@ def _media(part: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, A
     if isinstance(part.get("url"), Image.Image):
         part["url"].load()
     return {"type": kind, kind: part["text"] if kind == "text" else part["url"]}
-
-
-@contextmanager
-def whole_images() -> Iterator[None]:
-    """A cut image is an error: lmms-eval has Pillow fill the rest with grey."""
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from coremat.errors import ConfigError
 from coremat.methods import registry
 from coremat.methods.calibration_file import Calibration
 from coremat.methods.corematching.core_neurons import CoreNeurons
-from coremat.methods.layer_shares import FIRST_DENSE, LayerShares, shares_of
+from coremat.methods.layer_shares import EVEN, FIRST_DENSE, LayerShares, shares_of
 from coremat.methods.options import Share
 from coremat.methods.registry import parse, with_options
 from coremat.methods.two_level import TwoLevel
@@ -41,7 +41,7 @@ def test_every_method_that_prunes_neurons_has_the_option_but_one_that_only_takes
 
 @pytest.mark.parametrize("name", WITH_SHARES)
 def test_even_is_the_method_itself_and_unequal_shares_have_its_sum(name: str) -> None:
-    method = parse(name)
+    method = with_options(parse(name), layer_shares=EVEN)
     assert all(own is method for own in method.by_layer(LAYERS))
     layers = with_options(method, layer_shares=FIRST_DENSE).by_layer(LAYERS)
     for option in method.share_options:

@@ -111,7 +111,7 @@ def test_it_goes_with_fewer_tokens_and_keeps_its_own_state(model):
 def test_a_joined_method_has_every_slot_of_its_parts():
     """What `Method` gained and `Joined` does not hand on would silently be the default."""
     slots = {name for name, value in vars(Method).items() if inspect.isfunction(value) and not name.startswith("_")}
-    derived = {"takes", "pruning_stages", "edit_cache"}
+    derived = {"takes", "pruning_stages", "edit_cache", "by_layer"}
     derived.add("calibrate")  # asked of the part that takes one (`runtime.calibration.calibrated_part`)
     assert slots - derived <= vars(Joined).keys()
 

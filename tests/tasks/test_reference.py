@@ -88,8 +88,8 @@ def test_neuron_methods_are_drawn_over_what_they_read(tmp_path: Path, monkeypatc
 
 def test_a_calibrated_method_is_run_by_two_commands() -> None:
     calibrate, evaluation = Run("a", ("shapes",), ("dense", "cats:beta=0.2"), 8).command.splitlines()
-    assert calibrate == "coremat calibrate cats:beta=0.2 --tasks shapes --limit 256 --output cats-beta-0.2.safetensors"
-    assert "--methods dense,cats:beta=0.2:calibration=cats-beta-0.2.safetensors --limit 8" in evaluation
+    assert calibrate == "coremat calibrate cats:beta=0.2 --tasks shapes --limit 256 --output cats.safetensors"
+    assert "--methods dense,cats:beta=0.2:calibration=cats.safetensors --limit 8" in evaluation
 
 
 def test_every_neuron_method_of_the_plot_is_one() -> None:
