@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 eval: install
 	$(BIN)/coremat eval
 
-# The default methods on a real language model; about 5 minutes.
+# The default methods on a real language model; about 2 minutes on two cores.
 smol: smol-package
 	$(BIN)/coremat eval --model smol-llava --limit 50
 
