@@ -1,11 +1,11 @@
 """Neurons by their energy in the prompt and in answers seen before; what the others add on average stays.
 
-A method of coremat's own. Three things that votes by sign leave out, each of which helps a pretrained language model:
-large negative activations count as much as large positive ones (the energy of GRIFFIN, normalised per token); a prompt
-tells only a part of what its answer will activate, and answers to other prompts tell another part; a neuron that is
-left out adds something on average, which is a vector for each layer and costs nothing to read. That last idea is the
-bias compensation of FLAP (An et al., AAAI 2024, arXiv 2312.11983), which prunes a model once for all prompts. The first
-layer, which bears no pruning, is whole by default.
+A method of coremat's own. It adds three things that votes by sign leave out: large negative activations count as much
+as large positive ones (the energy of GRIFFIN, normalised per token); a prompt tells only a part of what its answer will
+activate, and answers to other prompts tell another part; a neuron that is left out adds something on average, which is
+a vector for each layer and costs nothing to read. That last idea is the bias compensation of FLAP (An et al., AAAI
+2024, arXiv 2312.11983), which prunes a model once for all prompts. The first layer, which bears no pruning in a
+pretrained language model (`results/reference/README.md`), is whole by default.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from coremat.ffn import make_ffn
+from coremat.ffn import SparseFFN, make_ffn
 from coremat.ffn.workspace import Workspace
 from coremat.methods.calibrated import Calibrated, LayerSample
 from coremat.methods.common.energy import energy, largest
@@ -58,18 +58,19 @@ class CompensatedNeurons(LayerShares, Calibrated):
     def neuron_count(self, size: int) -> int:
         return core_count(size, self.beta)
 
-    def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> "CompensatedFFN":
-        mean = state["mean"][number] if self.compensate else torch.zeros_like(state["mean"][number])
-        return CompensatedFFN(mlp, mean.to(mlp.down_proj.weight.device))
+    def decode_ffn(self, number: int, mlp: Any, state: Mapping[str, torch.Tensor]) -> SparseFFN:
+        chosen = make_ffn(mlp, "auto")
+        if not self.compensate:
+            return chosen
+        return CompensatedFFN(mlp, chosen, state["mean"][number].to(mlp.down_proj.weight.device))
 
 
 class CompensatedFFN:
-    """One layer's FFN (`coremat.ffn.SparseFFN`) on the chosen neurons, and a vector [B, 1, H] for the others: their
-    mean activations times their columns of `down_proj`. mean: float32 [F]."""
+    """One layer's FFN (`coremat.ffn.SparseFFN`): `chosen` on the chosen neurons, and a vector [B, 1, H] for the others,
+    their mean activations times their columns of `down_proj`. mean: float32 [F]."""
 
-    def __init__(self, mlp: Any, mean: torch.Tensor) -> None:
-        self.mlp, self._mean = mlp, mean
-        self._chosen = make_ffn(mlp, "auto")
+    def __init__(self, mlp: Any, chosen: SparseFFN, mean: torch.Tensor) -> None:
+        self.mlp, self._chosen, self._mean = mlp, chosen, mean
         self._workspace = Workspace()
 
     def prepare(self, core: torch.Tensor, watch: Stopwatch) -> None:

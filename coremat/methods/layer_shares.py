@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from coremat.errors import ConfigError
 from coremat.methods.base import Method
@@ -44,7 +44,7 @@ class LayerShares(Method):
         """The mean over the layers."""
         return as_fraction(getattr(self, self.share_options[0]))
 
-    def at_share(self, share: Fraction) -> Self:
+    def at_share(self, share: Fraction) -> "LayerShares":
         """The same method with this share in every layer."""
         own = {name: share * as_fraction(getattr(self, name)) / self.share for name in self.share_options}
         return replace(self, layer_shares=EVEN, **{name: float(value) for name, value in own.items()})

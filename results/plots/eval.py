@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7B3294")
+NARROWEST = 5.6  # inches, for a title
 LONG = 26  # letters of a label, of which two do not go side by side
 CLOSEST = 0.05  # share of the axis between two ticks
 MARKERS = "osD^vPXh"
@@ -112,7 +113,7 @@ def plot_panels(
     points = _points(frame, [x, y], [by, panel, error])
     names = list(dict.fromkeys(points[panel][~points[by].isin(everywhere)]))
     with rc_context(dict(STYLE)):
-        figure = new_figure(height=5.6, width=3.7 * len(names))
+        figure = new_figure(height=5.6, width=max(NARROWEST, 3.7 * len(names)))
         panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             own = points[(points[panel] == name) & ~points[by].isin(everywhere)]
@@ -120,7 +121,8 @@ def plot_panels(
                 _line(axes, line.sort_values(x), x, y, error, *look(number), str(label))
             for number, label in enumerate(everywhere):
                 line = points[points[by] == label].sort_values(x)
-                _line(axes, line, x, y, error, GREY, MARKERS[number], label)
+                if not line.empty:
+                    _line(axes, line, x, y, error, GREY, MARKERS[number], label)
             _anchors(axes, anchor, "dense", [])
             axes.set_title(name, fontsize=10)
             axes.set_xlabel(x_label)

@@ -5,7 +5,7 @@ Measured and projected numbers are never set against each other.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from coremat.results.record.bench_rows import (
     Work,
     ratio,
 )
-from coremat.results.record.eval import Record, read_document, read_entries, read_field, record_path, write_document
+from coremat.results.record.eval import Record, StoredRecord, read_document, read_entries, read_field, record_path
 
 NOISE = 1.02  # medians of interleaved runs repeat to about this factor
 EAGER, ACCELERATE = USUAL = ("eager generate", "accelerate offload")  # dense decoded without coremat
@@ -33,7 +33,7 @@ IN_PLACE = "in-place cache"  # Hugging Face's `generate` on coremat's cache, whi
 
 
 @dataclass(frozen=True)
-class BenchRecord:
+class BenchRecord(StoredRecord):
     """What one `coremat bench` found. A bench that was stopped has the rows that were finished.
 
     config is plain JSON. methods: see `record_methods`. What the tables read in it: weights
@@ -51,12 +51,6 @@ class BenchRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, where: str | os.PathLike[str]) -> "BenchRecord":
-        """The record in a file, or in the folder of a bench. RecordError says what is wrong with it."""
-        path = record_path(where)
-        return cls.parse(path, read_document(path, cls.kind))
-
-    @classmethod
     def parse(cls, path: Path, document: Mapping[str, Any]) -> "BenchRecord":
         """The record that a document read from `path` holds."""
         return cls(
@@ -66,12 +60,6 @@ class BenchRecord:
             config=read_field(path, document, "config", dict),
             environment=read_field(path, document, "environment", dict),
         )
-
-    def write(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
-        found = {"rows": [asdict(row) for row in self.rows], "memory": [asdict(one) for one in self.memory]}
-        settings = {"config": dict(self.config), "environment": dict(self.environment)}
-        return write_document(directory, self.kind, {"model": self.model, **found, **settings})
 
     @property
     def device(self) -> str:

@@ -107,8 +107,41 @@ def plain_number(name: str, value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
+Read = TypeVar("Read", bound="StoredRecord")
+
+
 @dataclass(frozen=True)
-class Record:
+class StoredRecord:
+    """What records of all kinds share: plain JSON, in a `record.json` of its `kind`."""
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def read(cls: type[Read], where: str | os.PathLike[str]) -> Read:
+        """The record in a file, or in the folder of a run. RecordError says what is wrong with it."""
+        path = record_path(where)
+        return cls.parse(path, read_document(path, cls.kind))
+
+    @classmethod
+    def parse(cls: type[Read], path: Path, document: Mapping[str, Any]) -> Read:
+        """The record that a document read from `path` holds."""
+        raise NotImplementedError
+
+    def write(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
+        content = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+        return write_document(directory, self.kind, content)
+
+
+def _plain(value: Any) -> Any:
+    """A field of a record as JSON has it: rows as objects, settings and the model's name as they are."""
+    if isinstance(value, tuple):
+        return [asdict(row) for row in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+@dataclass(frozen=True)
+class Record(StoredRecord):
     """What one `coremat eval` measured: `rows`, under which `config`, in which `environment` (both plain JSON)."""
 
     kind: ClassVar[str] = "eval"
@@ -116,12 +149,6 @@ class Record:
     rows: tuple[Row, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, where: str | os.PathLike[str]) -> "Record":
-        """The record in a file, or in the folder of a run. RecordError says what is wrong with it."""
-        path = record_path(where)
-        return cls.parse(path, read_document(path, cls.kind))
 
     @classmethod
     def parse(cls, path: Path, document: Mapping[str, Any]) -> "Record":
@@ -136,12 +163,6 @@ class Record:
     def has_own_scale(self, task: str, metric: str) -> bool:
         """Whether these scores are on lmms-eval's own scale, which coremat does not know: 0 to 1, to 100 or to more."""
         return metric in self.config.get("own_scale", {}).get(task, ())
-
-    def write(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
-        rows = [asdict(row) for row in self.rows]
-        settings = {"config": dict(self.config), "environment": dict(self.environment)}
-        return write_document(directory, self.kind, {"model": self.model, "rows": rows, **settings})
 
 
 def write_document(directory: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> Path:

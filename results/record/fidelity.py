@@ -1,20 +1,17 @@
 """The record of `coremat fidelity` as `DIR/record.json`: how near methods are to the dense model, what they save."""
 
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from coremat.errors import RecordError
 from coremat.results.record.eval import (
+    StoredRecord,
     plain_number,
-    read_document,
     read_entries,
     read_field,
-    record_path,
-    write_document,
 )
 
 
@@ -86,7 +83,7 @@ def _is_number_or_none(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class FidelityRecord:
+class FidelityRecord(StoredRecord):
     """What one `coremat fidelity` measured: `rows`, under which `config`, in which `environment` (both plain JSON).
 
     Of config the tables read methods (`record.methods`), sources, new_tokens, skipped (why, for each method that the
@@ -101,12 +98,6 @@ class FidelityRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, where: str | os.PathLike[str]) -> "FidelityRecord":
-        """The record in a file, or in the folder of a run. RecordError says what is wrong with it."""
-        path = record_path(where)
-        return cls.parse(path, read_document(path, cls.kind))
-
-    @classmethod
     def parse(cls, path: Path, document: Mapping[str, Any]) -> "FidelityRecord":
         """The record that a document read from `path` holds."""
         return cls(
@@ -115,9 +106,3 @@ class FidelityRecord:
             config=read_field(path, document, "config", dict),
             environment=read_field(path, document, "environment", dict),
         )
-
-    def write(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `directory/record.json` and return its path. OutputError if that cannot be done."""
-        rows = [asdict(row) for row in self.rows]
-        settings = {"config": dict(self.config), "environment": dict(self.environment)}
-        return write_document(directory, self.kind, {"model": self.model, "rows": rows, **settings})

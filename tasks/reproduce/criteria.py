@@ -4,44 +4,32 @@
 
 Neurons on SmolLM2-135M, by how near each method stays to the dense model on prompts of its own (`coremat fidelity`);
 neurons and image tokens on smol-llava, by the accuracy of its answers; what tells image tokens apart in one decoder
-layer, on shapes-llava too. Whatever is fitted is
-fitted to the prompts and scenes of validation; the runs are on those of the test. Stopped and started again, it goes
-on. `results/reference/README.md` says what follows from it.
+layer, on shapes-llava too. Whatever is fitted is fitted to the prompts and scenes of validation; the runs are on those
+of the test. Stopped and started again, it goes on. `results/reference/README.md` says what follows from it.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas
 import typer
 
+from coremat.errors import UnknownNameError
 from coremat.methods.options import kinds_of
-from coremat.methods.registry import modules, parse
+from coremat.methods.registry import parse
 from coremat.models.known import BUNDLED, SMOL, SMOL_TEXT
 from coremat.models.load import LoadedModel, load
-from coremat.names import DENSE
+from coremat.results.analysis import accuracy_by
 from coremat.results.plots.eval import plot_panels
-from coremat.results.record.eval import Record, read_samples, write_text_atomic
+from coremat.results.record.eval import Record, read_samples
 from coremat.results.record.fidelity import FidelityRecord
 from coremat.results.statistics import clustered_mean
-from coremat.runtime.support import given_and_skipped
 from coremat.tasks.fidelity.questions import questions_of_file
 from coremat.tasks.fidelity.run import measure_fidelity
+from coremat.tasks.reproduce import reference
 from coremat.tasks.reproduce.calibrations import SCENES, Data, calibrate_commands, with_calibration, with_file
-from coremat.tasks.reproduce.reference import (
-    READ_ANCHORS,
-    accuracies,
-    chosen,
-    draw_panels,
-    kind_of,
-    report_read,
-    save,
-    when_chosen,
-    where,
-)
 from coremat.tasks.run.runner import evaluate
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -70,17 +58,16 @@ PER_TOKEN = (
 )
 TWO_LEVELS = ((0.4, 0.1), (0.8, 0.2), (0.8, 0.5))  # 20, 40 and 60 % of the bytes
 CATS = (0.1, 0.4)  # 40 and 60 % of the bytes: the gate is read whole
-KEPT = ("record.json", "table.md", "table.csv", "table.tex")
 LENGTHS = (0, 100, 250, 1000)  # prompt tokens, between which answers are counted together
 TEXT, NEURONS, TOKENS = "criteria-text", "criteria-neurons", "criteria-tokens"
 DENSE_RUN, LAYER = "criteria-dense", "criteria-tokens-shapes"
+OTHER_VOTERS = ("core-tokens:voters=text", "core-tokens:voters=last")
 IN_A_LAYER = (
     "random-tokens",
     "fastv",
     "projection-tokens",
     "core-tokens",
-    "core-tokens:voters=text",
-    "core-tokens:voters=last",
+    *OTHER_VOTERS,
     "fewest-core-tokens",
     "spread-core-tokens",
 )
@@ -119,38 +106,31 @@ def neuron_methods() -> tuple[str, ...]:
 
 
 def token_methods(loaded: LoadedModel) -> tuple[str, ...]:
-    """All that prune image tokens alone to a count that is given, those in the decoder by what becomes of the caches of
-    the layers before: cut for all, so that at equal counts as much is saved."""
-    there, _ = given_and_skipped(loaded.model, {name: parse(name) for name in modules()})
-    found = {
-        name: method
-        for name, method in there.items()
-        if method.prunes_tokens and not method.prunes_neurons and "tokens" in kinds_of(method)
-    }
-    cut = {name: CUT if "earlier_cache" in kinds_of(method) else "" for name, method in found.items()}
-    more = {"core-tokens:voters=text": CUT, "core-tokens:voters=last": CUT}
-    return ("dense", *(f"{name}{rest}:tokens={n}" for name, rest in (cut | more).items() for n in COUNTS))
-
-
-def text_run() -> Run:
-    return Run(TEXT, SMOL_TEXT, neuron_methods(), Data(file=VALIDATION))
-
-
-def image_runs(loaded: LoadedModel) -> tuple[Run, ...]:
-    return (
-        Run(NEURONS, SMOL, neuron_methods(), Data(prompts=64)),
-        Run(TOKENS, SMOL, token_methods(loaded)),
-        Run(DENSE_RUN, SMOL, ("dense",), tasks=("easyvqa", "shapes"), limit=DENSE_LIMIT),
-    )
-
-
-def shapes_run() -> Run:
-    """What is read off one decoder layer, on the other bundled model, at its own `prune_layer`."""
-    return Run(LAYER, BUNDLED, ("dense", *at_counts(IN_A_LAYER)), limit=SHAPES_LIMIT)
+    """All that prune image tokens alone to a count that is given, and core tokens by other voters."""
+    return ("dense", *at_counts((*reference.token_methods(loaded), *OTHER_VOTERS)))
 
 
 def at_counts(names: Sequence[str]) -> Iterator[str]:
-    return (f"{name}{CUT}:tokens={count}" for name in names for count in COUNTS)
+    """Caches of layers before are cut for all that prune in the decoder, so that equal counts save as much."""
+    cut = {name: name + CUT if "earlier_cache" in kinds_of(parse(name)) else name for name in names}
+    return (f"{cut[name]}:tokens={count}" for name in names for count in COUNTS)
+
+
+MODELS = {TEXT: SMOL_TEXT, LAYER: BUNDLED, NEURONS: SMOL, TOKENS: SMOL, DENSE_RUN: SMOL}
+
+
+def run_of(name: str, loaded: LoadedModel) -> Run:
+    """The run of this name. loaded: its model."""
+    model = MODELS[name]
+    if name == TEXT:
+        return Run(name, model, neuron_methods(), Data(file=VALIDATION))
+    if name == LAYER:
+        return Run(name, model, ("dense", *at_counts(IN_A_LAYER)), limit=SHAPES_LIMIT)
+    if name == NEURONS:
+        return Run(name, model, neuron_methods(), Data(prompts=64))
+    if name == TOKENS:
+        return Run(name, model, token_methods(loaded))
+    return Run(name, model, ("dense",), tasks=("easyvqa", "shapes"), limit=DENSE_LIMIT)
 
 
 def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> None:
@@ -163,12 +143,8 @@ def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> None:
         measure_fidelity(loaded, asked, methods, NEW_TOKENS, TEXT_LIMIT, output=folder)
     else:
         evaluate(loaded, run.tasks, methods, run.limit, BATCH_SIZE, 0, folder)
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        shutil.copyfile(folder / name, kept / name)
-    write_text_atomic(kept / "command.txt", run.command + "\n")
-    if run.name in REPORTS:
-        REPORTS[run.name](folder, kept)
+    reference.keep(folder, kept, run.command)
+    REPORTS[run.name](folder, kept)
 
 
 # --- what is read off the runs ----------------------------------------------------------------------------------------
@@ -177,25 +153,13 @@ def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> None:
 def report_text(folder: Path, kept: Path) -> None:
     """Agreement while decoding, by method and length of the prompt, and over what a token reads."""
     samples = read_samples(folder)
-    save(agreement_by_length(samples), kept / "agreement_by_length.csv")
-    rows = FidelityRecord.read(folder).rows
-    dense = next(row.ffn_read_mib for row in rows if row.method == DENSE)
-    points: list[dict[str, Any]] = [
-        {
-            "read": 100 * row.ffn_read_mib / dense,
-            "agreement": row.agreement,
-            "error": row.agreement_se,
-            "method": kind_of(row.method),
-            "chosen": when_chosen(row.method),
-        }
-        for row in rows
-        if row.method != DENSE and row.ffn_read_mib is not None and dense
-    ]
-    columns = {"x": "read", "y": "agreement", "by": "method", "panel": "chosen", "error": "error"}
-    labels = {"x_label": "FFN bytes read per token (% of dense)", "y_label": "next token as dense (%)"}
+    reference.save(agreement_by_length(samples), kept / "agreement_by_length.csv")
+    points = pandas.DataFrame(reference.read_points(FidelityRecord.read(folder).rows, "agreement", "agreement_se"))
+    columns = {"x": "read", "y": "score", "by": "method", "panel": "chosen", "error": "error"}
+    labels = {"x_label": reference.READ, "y_label": "next token as dense (%)"}
     title = f"Agreement with dense by what a token reads of the FFNs ({SMOL_TEXT})"
-    path = kept / "agreement.png"
-    plot_panels(pandas.DataFrame(points), path, **columns, **labels, title=title, anchor=None, everywhere=READ_ANCHORS)
+    anchors = reference.READ_ANCHORS
+    plot_panels(points, kept / "agreement.png", **columns, **labels, title=title, anchor=None, everywhere=anchors)
 
 
 def agreement_by_length(samples: pandas.DataFrame) -> pandas.DataFrame:
@@ -223,25 +187,17 @@ def _mean(answers: pandas.DataFrame, name: str, scale: float = 1) -> dict[str, f
 
 
 def report_neurons(folder: Path, kept: Path) -> None:
-    report_read(Record.read(folder), kept)
+    reference.report_read(Record.read(folder), kept)
 
 
 def report_tokens(folder: Path, kept: Path) -> None:
-    """As `report_kept` has it; that caches are cut stands above the panel."""
-    record = Record.read(folder)
-    points: list[dict[str, Any]] = [
-        {
-            "kept": row.image_tokens_kept,
-            "score": row.score,
-            "error": row.stderr,
-            "method": name.replace(CUT, ""),
-            "where": where(parse(row.method)),
-        }
-        for row in accuracies(record)
-        if (name := row.method.rpartition(":tokens=")[0])
-    ]
-    title = f"Accuracy by image tokens kept (shapes, {record.model})"
-    draw_panels(record, points, kept / "tokens_kept.png", title, "image tokens kept of 144", ("random-tokens",))
+    """That caches are cut stands above the panel."""
+    reference.report_kept(Record.read(folder), kept, unsaid=CUT)
+
+
+def report_dense(folder: Path, kept: Path) -> None:
+    samples = read_samples(folder)
+    reference.save(accuracy_by(samples[samples["task"] == "shapes"], "kind"), kept / "accuracy_by_kind.csv")
 
 
 REPORTS: Mapping[str, Report] = {
@@ -249,6 +205,7 @@ REPORTS: Mapping[str, Report] = {
     NEURONS: report_neurons,
     TOKENS: report_tokens,
     LAYER: report_tokens,
+    DENSE_RUN: report_dense,
 }
 
 
@@ -258,17 +215,11 @@ def main(
     only: Annotated[str | None, typer.Option(help="One run by its name; all by default.")] = None,
 ) -> None:
     """Make the runs on criteria under `results/reference/`."""
-    if only in (None, TEXT):
-        _make(load(SMOL_TEXT), (text_run(),), work, output)
-    if only in (None, LAYER):
-        _make(load(BUNDLED), (shapes_run(),), work, output)
-    if only not in (TEXT, LAYER):
-        loaded = load(SMOL)
-        _make(loaded, chosen(image_runs(loaded), only), work, output)
-
-
-def _make(loaded: LoadedModel, runs: Sequence[Run], work: Path, output: Path) -> None:
-    for run in runs:
+    if only not in (None, *MODELS):
+        raise typer.BadParameter(str(UnknownNameError("run", only, MODELS)))
+    for name in MODELS if only is None else (only,):
+        loaded = load(MODELS[name])
+        run = run_of(name, loaded)
         print(run.command, flush=True)
         measure(loaded, run, work, output)
 

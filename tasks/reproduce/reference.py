@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any
 
 import pandas
 import typer
@@ -27,17 +27,11 @@ from coremat.names import DENSE
 from coremat.results.analysis import accuracy_by, compare, with_answer_length
 from coremat.results.plots.eval import plot_panels, plot_sweep
 from coremat.results.record.eval import Record, Row, read_samples, write_text_atomic
+from coremat.results.record.fidelity import FidelityRow
 from coremat.runtime.support import given_and_skipped
 from coremat.tasks.reproduce.calibrations import calibrate_commands, with_calibration, with_file
 from coremat.tasks.run.runner import evaluate
 
-
-class HasName(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-Named = TypeVar("Named", bound=HasName)
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 BATCH_SIZE = 64
 SWEEP_LIMIT = 1200  # questions of each point of a sweep, half of the test split
@@ -58,7 +52,7 @@ NEURON_KINDS = (
     "oracle-neurons:beta={}",
 )
 TWO_LEVELS = ((0.2, 0.05), (0.4, 0.1), (0.6, 0.2), (0.8, 0.4))
-ONE_SET = ("compensated-neurons",)  # have an FFN of their own, and yet one set of neurons for the answer
+READ = "FFN bytes read per token (% of dense)"
 READ_ANCHORS = ("random-neurons", "oracle-neurons")
 ANCHORS = ("random-tokens", "downsample")  # drawn in every panel of the plot of token methods
 ORIGINAL = ":positions=original"
@@ -176,11 +170,16 @@ def measure(loaded: LoadedModel, run: Run, work: Path, output: Path) -> tuple[Re
     folder, kept = work / run.name, output / run.name
     methods = {spec: with_calibration(spec, loaded, work / "calibrations") for spec in run.methods}
     record = evaluate(loaded, run.tasks, methods, run.limit, BATCH_SIZE, 0, folder)
+    keep(folder, kept, run.command)
+    return record, read_samples(folder)
+
+
+def keep(folder: Path, kept: Path, command: str) -> None:
+    """Copy of a run's folder what is committed, and say how it was made."""
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(folder / name, kept / name)
-    write_text_atomic(kept / "command.txt", run.command + "\n")
-    return record, read_samples(folder)
+    write_text_atomic(kept / "command.txt", command + "\n")
 
 
 # --- what README reads off the runs -------------------------------------------------------------------------
@@ -230,42 +229,57 @@ def report_layers(record: Record, folder: Path) -> None:
     draw(record, points, folder / "prune_layer.png", title, x_label="decoder layers that see every token")
 
 
-def report_kept(record: Record, folder: Path) -> None:
-    """The lines people look for: every method that prunes tokens, at the same counts, with chance among them."""
+def report_kept(record: Record, folder: Path, unsaid: str = "") -> None:
+    """The lines people look for: every method that prunes tokens, at the same counts, with chance among them. unsaid:
+    what is left out of their names."""
     points: list[dict[str, Any]] = [
-        {"kept": row.image_tokens_kept, "score": row.score, "error": row.stderr, "method": name}
+        {
+            "kept": row.image_tokens_kept,
+            "score": row.score,
+            "error": row.stderr,
+            "method": name.replace(unsaid, ""),
+            "where": where(parse(row.method)),
+        }
         for row in accuracies(record)
         if (name := row.method.rpartition(":tokens=")[0]) and not name.endswith(ORIGINAL)
     ]
-    title = "Accuracy by image tokens kept (shapes)"
-    panels = [point | {"where": where(parse(point["method"]))} for point in points]
-    draw_panels(record, panels, folder / "tokens_kept.png", title, "image tokens kept of 144", ANCHORS)
+    title = f"Accuracy by image tokens kept ({_what(record)})"
+    draw_panels(record, points, folder / "tokens_kept.png", title, "image tokens kept of 144", ANCHORS)
 
 
 def report_read(record: Record, folder: Path) -> None:
     """Accuracy over what a token reads of the FFNs, a line for each way of choosing neurons."""
-    rows = accuracies(record)
+    title = f"Accuracy by what a token reads of the FFNs ({_what(record)})"
+    draw_panels(
+        record, read_points(accuracies(record), "score", "stderr"), folder / "ffn_read.png", title, READ, READ_ANCHORS
+    )
+
+
+def read_points(rows: Sequence[Row | FidelityRow], score: str, error: str) -> list[dict[str, Any]]:
+    """What each method has over the bytes that a token reads, in % of dense. score, error: fields of the rows."""
     dense = next(row.ffn_read_mib for row in rows if row.method == DENSE)
-    points: list[dict[str, Any]] = [
+    return [
         {
             "read": 100 * row.ffn_read_mib / dense,
-            "score": row.score,
-            "error": row.stderr,
+            "score": getattr(row, score),
+            "error": getattr(row, error),
             "method": kind_of(row.method),
             "chosen": when_chosen(row.method),
         }
         for row in rows
         if row.method != DENSE and row.ffn_read_mib is not None and dense
     ]
-    title = "Accuracy by what a token reads of the FFNs (shapes)"
-    draw_panels(record, points, folder / "ffn_read.png", title, "FFN bytes read per token (% of dense)", READ_ANCHORS)
+
+
+def _what(record: Record) -> str:
+    return "shapes" if record.model == BUNDLED else f"shapes, {record.model}"
 
 
 def when_chosen(spec: str) -> str:
-    """Of a method as typed that prunes neurons or inputs: whether each token has its own."""
+    """Of a method as typed that prunes neurons or inputs: once, if the neurons of the answer are all that is read."""
     method = parse(spec)
-    per_token = method.takes("linear") or (method.takes("decode_ffn") and method.name not in ONE_SET)
-    return "token by token" if per_token else "once, for the answer"
+    once = method.takes("neurons") and not method.takes("reads")
+    return "once, for the answer" if once else "token by token"
 
 
 def kind_of(spec: str) -> str:
@@ -311,7 +325,7 @@ def main(
         report(run, record, samples, output / run.name, sorted({2, loaded.prune_layer}))
 
 
-def chosen(there: Sequence[Named], only: str | None) -> list[Named]:
+def chosen(there: Sequence[Run], only: str | None) -> list[Run]:
     """The run of this name, or all of them."""
     found = [run for run in there if only in (None, run.name)]
     if not found:

@@ -2,14 +2,15 @@
 
 import pandas
 import pytest
+from fake_answers import FAKE
 
 from coremat.methods.reads import Reads
 from coremat.methods.registry import parse
 from coremat.models.architecture import shipped_config
 from coremat.models.known import SMOL_TEXT
 from coremat.models.shape import DecoderShape
-from coremat.tasks.reproduce import criteria
-from coremat.tasks.reproduce.criteria import SHARES, agreement_by_length, neuron_methods, text_run
+from coremat.tasks.reproduce import criteria, reference
+from coremat.tasks.reproduce.criteria import SHARES, agreement_by_length, neuron_methods, run_of
 
 
 def samples() -> pandas.DataFrame:
@@ -43,8 +44,15 @@ def test_methods_are_compared_at_equal_bytes() -> None:
         assert min(abs(read - share) for share in SHARES) < 0.005, spec
 
 
+def test_a_set_for_the_answer_is_told_from_a_choice_for_each_token() -> None:
+    kinds = {spec: reference.when_chosen(spec.format(0.4)) for spec in (*criteria.PER_ANSWER, *criteria.PER_TOKEN)}
+    assert {kinds[spec] for spec in criteria.PER_ANSWER} == {"once, for the answer"}
+    assert {kinds[spec] for spec in criteria.PER_TOKEN} == {"token by token"}
+    assert reference.when_chosen("two-level") == reference.when_chosen("cats") == "token by token"
+
+
 def test_the_command_makes_each_calibration_once() -> None:
-    *calibrations, last = text_run().command.splitlines()
+    *calibrations, last = run_of(criteria.TEXT, FAKE).command.splitlines()
     assert len(calibrations) == len(set(calibrations))
     made = {line.rpartition(" ")[2] for line in calibrations}
     used = {part.rpartition("calibration=")[2] for part in last.split()[5].split(",") if "calibration=" in part}
